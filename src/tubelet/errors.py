@@ -1,0 +1,32 @@
+"""What can go wrong, as one small tree. Every message says what we got, what we wanted and what to try.
+
+The command line prints any of these as one line and exits with code 2; anything else is our own bug and keeps its traceback.
+"""
+
+
+class TubeletError(Exception):
+    """A mistake the user can mend: a bad path, file, setting or checkpoint."""
+
+
+class VideoError(TubeletError):
+    """A video that cannot be decoded, holds no video stream, or is too short for what was asked."""
+
+
+class DataError(TubeletError):
+    """A folder or table of videos that cannot be used: missing, empty, one class only, labels that do not match."""
+
+
+class ConfigError(TubeletError):
+    """An unknown or impossible setting, or an unknown model, objective, mask... (the nearest name is offered)."""
+
+
+class CheckpointError(TubeletError):
+    """Weights that do not fit, a damaged or half-written checkpoint, or a folder that cannot be written."""
+
+
+class TrainingError(TubeletError):
+    """A run that has to stop: a loss that is not finite, or no readable video left."""
+
+
+class MissingExtraError(TubeletError):
+    """An optional package is needed for this; the message has the pip line that installs it."""
