@@ -1,0 +1,85 @@
+"""One file is one family. `build` makes any variant by name; `variants` and `list_models` say what there is.
+
+A family file has PAPER, VARIANTS (name -> sizes) and build(name, spec, class_names, **options). Its model has .name, .spec,
+.class_names, .options (what rebuilds it), .depth, .depth_of(parameter), .head_parameters(), and maps frames to named tensors.
+"""
+
+import inspect
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from tubelet import find
+from tubelet.errors import ConfigError
+from tubelet.records import ClipSpec
+
+CLASSES_OF_THE_TABLE = 400  # Kinetics-400, as the papers print their sizes
+
+
+def variants() -> dict[str, ModuleType]:
+    """Every variant's name and the family file it lives in."""
+    families = [find.module("tubelet.models", name) for name in find.names("tubelet.models")]
+    return {variant: family for family in families for variant in family.VARIANTS}
+
+
+def build(name: str, spec: ClipSpec, class_names: Sequence[str] = (), **options: Any) -> nn.Module:
+    """A freshly initialised model of a variant (torch's global generator decides the values).
+
+    Raises ConfigError for an unknown variant or option, naming the nearest, and for clips the model cannot take.
+    """
+    known = variants()
+    family = known[find.choose(name, known, "model")]
+    takes = list(inspect.signature(type_of(family).__init__).parameters)[4:]
+    for option in options:
+        find.choose(option, takes, f"option of {name}")
+    model: nn.Module = family.build(name, spec, class_names, **options)
+    return model
+
+
+def type_of(family: ModuleType) -> type[nn.Module]:
+    """The model class of a family: what its `build` is annotated to return."""
+    returns = inspect.get_annotations(family.build)["return"]
+    found: type[nn.Module] = getattr(family, returns) if isinstance(returns, str) else returns
+    return found
+
+
+def cost(model: nn.Module, mask: torch.Tensor | None = None) -> dict[str, Any]:
+    """{"params": parameters, "gmacs": 10^9 multiply-adds of a forward pass of one clip}, what papers print as FLOPs.
+
+    `gmacs` is counted, not typed in: matrix products, convolutions and attention as the forward pass runs them, on a meta
+    device where nothing is computed. With a mask, bool (1,N), the masked pretraining forward is counted, by running it.
+    """
+    device = "meta" if mask is None else "cpu"
+    with torch.device(device):
+        twin = build_like(model).eval()
+    frames = torch.zeros(1, model.spec.frames, 3, model.spec.size, model.spec.size, dtype=torch.uint8, device=device)
+    # The fused CPU attention kernel is not in the counter's table; the plain one is matrix products.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        twin(frames) if mask is None else twin(frames, mask=mask)
+    return {"params": sum(p.numel() for p in model.parameters()), "gmacs": counter.get_total_flops() / 2e9}
+
+
+def list_models(spec: ClipSpec | None = None) -> list[dict[str, Any]]:
+    """One row a variant as a classifier of 400 classes: name, family, params, gmacs, frames, size, paper."""
+    spec = spec or ClipSpec()
+    rows = []
+    for name, family in variants().items():
+        with torch.device("meta"):
+            model = build(name, spec, [str(i) for i in range(CLASSES_OF_THE_TABLE)])
+        row = {"name": name, "family": family.__name__.rpartition(".")[2], **cost(model)}
+        rows.append(row | {"frames": spec.frames, "size": spec.size, "paper": family.PAPER})
+    return rows
+
+
+def build_like(model: nn.Module, **changes: Any) -> nn.Module:
+    """A fresh model with the same name, spec, classes and options, but for `changes` (spec=, class_names=, or options)."""
+    spec = changes.pop("spec", model.spec)
+    class_names = changes.pop("class_names", model.class_names)
+    if not isinstance(spec, ClipSpec):
+        raise ConfigError(f"spec must be a ClipSpec, got {type(spec).__name__}")
+    return build(model.name, spec, class_names, **{**model.options, **changes})

@@ -1,0 +1,49 @@
+"""Pixels to tubelets and back. One place fixes the order of tokens (t, y, x) and of the values inside one (t, y, x, colour).
+
+B batch, T frames, C colours, H height, W width, N tokens, P values of a token, D width.
+"""
+
+import torch
+from torch import Tensor
+
+Triple = tuple[int, int, int]
+
+
+def patchify(frames: Tensor, tubelet: Triple) -> Tensor:
+    """(B,T,C,H,W) -> (B,N,P), P = t*h*w*C in the order (t, y, x, colour); the dtype stays (uint8 stays uint8)."""
+    b, frame_count, c, height, width = frames.shape
+    t, h, w = tubelet
+    cells = frames.reshape(b, frame_count // t, t, c, height // h, h, width // w, w)
+    return cells.permute(0, 1, 4, 6, 2, 5, 7, 3).reshape(b, -1, t * h * w * c)
+
+
+def unpatchify(tokens: Tensor, grid: Triple, tubelet: Triple) -> Tensor:
+    """(B,N,P) -> (B,T,C,H,W): the inverse of `patchify` for a token grid (T slots, rows, columns)."""
+    (slots, rows, columns), (t, h, w) = grid, tubelet
+    cells = tokens.reshape(tokens.shape[0], slots, rows, columns, t, h, w, -1)
+    return cells.permute(0, 1, 4, 7, 2, 5, 3, 6).reshape(tokens.shape[0], slots * t, -1, rows * h, columns * w)
+
+
+def gather(tokens: Tensor, chosen: Tensor) -> Tensor:
+    """The chosen tokens of every sample in their order: (B,N,P), bool (B,N) -> (B,M,P). Every row must choose M."""
+    return tokens[chosen].view(tokens.shape[0], -1, tokens.shape[2])
+
+
+def sine_cosine_positions(count: int, width: int) -> Tensor:
+    """Fixed 1-D table (count, width): sin at even, cos at odd channels, period 10000^(2i/width) (Vaswani et al., 3.5).
+
+    Computed in float64 and cast once, as CHOICES' numerics ask.
+    """
+    position = torch.arange(count, dtype=torch.float64)[:, None]
+    channel = torch.arange(width)
+    angle = position / 10000 ** (2 * (channel // 2).double() / width)
+    return torch.where(channel % 2 == 0, angle.sin(), angle.cos()).float()
+
+
+def resize_positions(table: Tensor, trained: Triple, grid: Triple) -> Tensor:
+    """A position table (N,D) of one token grid, interpolated trilinearly to another (M,D)."""
+    if trained == grid:
+        return table
+    cube = table.view(*trained, -1).permute(3, 0, 1, 2)[None]
+    cube = torch.nn.functional.interpolate(cube, size=grid, mode="trilinear", align_corners=False)
+    return cube[0].permute(1, 2, 3, 0).reshape(-1, table.shape[1])

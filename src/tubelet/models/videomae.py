@@ -1,0 +1,316 @@
+"""VideoMAE: masked autoencoders are data-efficient learners for self-supervised video pre-training (Tong et al. 2022).
+
+A clip becomes tubelets; the encoder sees only those that are not masked; a light decoder predicts the pixels of the others.
+Fine-tuned, the same encoder sees everything, and its mean token is classified.
+
+How ours differs: the tubelet embedding is a Linear over values in (t, y, x, colour) order instead of a Conv3d, so that only
+visible tubelets are normalised and embedded; same mathematics, other key (see the maps at the end).
+
+B batch, T frames, C colours, H height, W width, N tokens, V visible, M predicted, P values of a token, D width, K classes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tubelet.errors import CheckpointError, ConfigError
+from tubelet.models._tokens import Triple, gather, patchify, resize_positions, sine_cosine_positions
+from tubelet.models._transformer import Block, LayerNorm, drop_path_rates
+from tubelet.records import ClipSpec
+from tubelet.video.normalize import normalize
+
+PAPER = "Tong et al. 2022, arXiv:2203.12602"
+
+# Decoders: 4 blocks for S and B, 12 for L and H in the published recipes. "tiny" is DeiT-Ti's encoder, no published VideoMAE.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "videomae_tiny": dict(width=192, depth=12, heads=3, decoder_width=96, decoder_depth=4, decoder_heads=3),
+    "videomae_small": dict(width=384, depth=12, heads=6, decoder_width=192, decoder_depth=4, decoder_heads=3),
+    "videomae_base": dict(width=768, depth=12, heads=12, decoder_width=384, decoder_depth=4, decoder_heads=6),
+    "videomae_large": dict(width=1024, depth=24, heads=16, decoder_width=512, decoder_depth=12, decoder_heads=8),
+    "videomae_huge": dict(width=1280, depth=32, heads=16, decoder_width=640, decoder_depth=12, decoder_heads=8),
+}
+
+
+def build(name: str, spec: ClipSpec, class_names: Sequence[str] = (), **options: Any) -> "VideoMAE":
+    """A freshly initialised model: with `class_names` a classifier, without them an encoder and its decoder.
+
+    options override the variant (width, depth, patch, ... see VideoMAE.__init__); an unknown one raises ConfigError.
+    """
+    return VideoMAE(name, spec, tuple(class_names), **{**VARIANTS[name], **options})
+
+
+class Decoder(nn.Module):
+    """Visible tokens and mask tokens in, pixels of the masked tubelets out (section 3.2)."""
+
+    def __init__(self, encoder_width: int, width: int, depth: int, heads: int, mlp_ratio: float, values: int,
+                 eps: float, norm_eps: float) -> None:  # fmt: skip
+        super().__init__()
+        self.width = width
+        self.project = nn.Linear(encoder_width, width, bias=False)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, eps) for _ in range(depth))
+        self.norm = LayerNorm(width, eps=norm_eps)
+        self.head = nn.Linear(width, values)
+
+    def forward(self, tokens: Tensor, positions: Tensor, visible: Tensor, predicted: Tensor) -> Tensor:
+        """tokens (B,V,D), positions (N,D'), visible and predicted bool (B,N) -> (B,M,P) in index order."""
+        positions = positions.expand(tokens.shape[0], -1, -1)
+        seen = self.project(tokens).float() + gather(positions, visible)
+        asked = self.mask_token + gather(positions, predicted)
+        x = torch.cat([seen, asked], dim=1)  # (B,V+M,D')
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x[:, seen.shape[1] :]))
+
+
+class VideoMAE(nn.Module):
+    """Encoder with either a decoder (pretraining) or a classification head.
+
+    patch and tubelet are the pixels and frames of one token. `position_grid` is the token grid the position table was made
+    for; on another grid the table is interpolated. The eps of LayerNorm differ between the original (1e-6) and
+    transformers' weights, so they are stored with the model.
+    """
+
+    def __init__(
+        self, name: str, spec: ClipSpec, class_names: tuple[str, ...] = (), *, width: int, depth: int, heads: int,
+        decoder_width: int, decoder_depth: int, decoder_heads: int, decoder: bool = True, patch: int = 16, tubelet: int = 2,
+        mlp_ratio: float = 4.0, drop_path: float = 0.0, dropout: float = 0.0, eps: float = 1e-6, norm_eps: float = 1e-6,
+        decoder_norm_eps: float = 1e-6, position_grid: Sequence[int] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.name, self.spec, self.class_names = name, spec, class_names
+        self.width, self.depth, self.tubelet = width, depth, (tubelet, patch, patch)
+        self._check_divisible("width", width, heads, "heads")
+        self.grid = self.grid_of(spec.frames, spec.size, spec.size)
+        self.position_grid: Triple = self.grid if position_grid is None else (*position_grid,)  # type: ignore[assignment]
+        self.options: dict[str, Any] = dict(
+            width=width, depth=depth, heads=heads, decoder_width=decoder_width, decoder_depth=decoder_depth,
+            decoder_heads=decoder_heads, decoder=decoder, patch=patch, tubelet=tubelet, mlp_ratio=mlp_ratio,
+            drop_path=drop_path, dropout=dropout, eps=eps, norm_eps=norm_eps, decoder_norm_eps=decoder_norm_eps,
+            position_grid=list(self.position_grid),
+        )  # fmt: skip
+
+        values = tubelet * patch * patch * 3
+        self.embed = nn.Linear(values, width)
+        rates = drop_path_rates(drop_path, depth)
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, eps, rate) for rate in rates)
+        self.decoder: Decoder | None = None
+        if class_names:
+            self.fc_norm = LayerNorm(width, eps=norm_eps)
+            self.dropout = nn.Dropout(dropout)
+            self.head = nn.Linear(width, len(class_names))
+        else:
+            self.norm = LayerNorm(width, eps=norm_eps)
+            if decoder:
+                self._check_divisible("decoder_width", decoder_width, decoder_heads, "decoder_heads")
+                self.decoder = Decoder(
+                    width, decoder_width, decoder_depth, decoder_heads, mlp_ratio, values, eps, decoder_norm_eps
+                )
+        self._positions: dict[tuple[Any, ...], Tensor] = {}  # tables already made, by (width, grid, device); never saved
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Every first value: Xavier for Linear layers, 1 and 0 for norms, 0.02 for the mask token, a head close to zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm):
+                nn.init.ones_(module.weight)
+                nn.init.zeros_(module.bias)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("q_bias", "v_bias")):
+                nn.init.zeros_(parameter)
+        if self.decoder is not None:
+            nn.init.trunc_normal_(self.decoder.mask_token, std=0.02, a=-0.02, b=0.02)
+        if self.class_names:
+            nn.init.trunc_normal_(self.head.weight, std=0.02)
+            with torch.no_grad():
+                self.head.weight.mul_(0.001)
+
+    def forward(
+        self, frames: Tensor, mask: Tensor | None = None, decoder_mask: Tensor | None = None,
+        layers: Sequence[int] = (), attention: bool = False,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """Named tensors for a batch of clips.
+
+        frames        (B,T,C,H,W), uint8 or float, values 0..255
+        mask          bool (B,N), True = masked: the encoder sees only the others
+        decoder_mask  bool (B,N), True = not even reconstructed (VideoMAE V2); only with `mask`
+        layers        1-based numbers of blocks whose output is wanted, as "layer_1", ...
+        attention     also "attention" (B,heads,V,V) of the last block
+
+        Gives "tokens" (B,V,D) and "embedding" (B,D), their mean; "logits" (B,K) with classes; with mask and decoder also
+        "prediction" (B,M,P) and "predicted" bool (B,N), which tokens it is for.
+        """
+        b, t, c, h, w = frames.shape
+        grid = self.grid_of(t, h, w, c)
+        patches = patchify(frames, self.tubelet)  # (B,N,P), still 0..255
+        positions = self.positions(self.width, grid, frames.device).expand(b, -1, -1)
+        visible = None if mask is None else ~mask
+        if visible is not None:
+            patches, positions = gather(patches, visible), gather(positions, visible)
+        values = normalize(patches.view(b, patches.shape[1], -1, 3), self.spec.mean, self.spec.std)
+        x = self.embed(values.flatten(2)).float() + positions  # (B,V,D)
+
+        out: dict[str, Tensor] = {}
+        for number, block in enumerate(self.blocks, start=1):
+            if attention and number == self.depth:
+                out["attention"] = block.attn.probabilities(block.norm1(x))
+            x = block(x)
+            if number in layers:
+                out[f"layer_{number}"] = x
+
+        if self.class_names:
+            out["tokens"], out["embedding"] = x, self.fc_norm(x.mean(dim=1))
+            out["logits"] = self.head(self.dropout(out["embedding"]))
+            return out
+        out["tokens"] = self.norm(x)
+        out["embedding"] = out["tokens"].mean(dim=1)
+        if self.decoder is not None and mask is not None and visible is not None:
+            out["predicted"] = mask if decoder_mask is None else ~decoder_mask
+            table = self.positions(self.decoder.width, grid, frames.device)
+            out["prediction"] = self.decoder(out["tokens"], table, visible, out["predicted"])
+        return out
+
+    def positions(self, width: int, grid: Triple, device: torch.device) -> Tensor:
+        """The fixed position table (N, width) of a token grid on a device."""
+        key = (width, grid, device)
+        if key not in self._positions:
+            slots, rows, columns = self.position_grid
+            table = sine_cosine_positions(slots * rows * columns, width)
+            self._positions[key] = resize_positions(table, self.position_grid, grid).to(device)
+        return self._positions[key]
+
+    def grid_of(self, frames: int, height: int, width: int, colours: int = 3) -> Triple:
+        """Token grid (T slots, rows, columns) of a clip; ConfigError when it does not divide into tubelets."""
+        t, h, w = self.tubelet
+        if frames % t or height % h or width % w or colours != 3:
+            raise ConfigError(
+                f"{self.name} got clips of {frames} frames of {width}x{height} with {colours} colours; it takes 3 colours, "
+                f"frames divisible by {t} and sizes divisible by {h} (set clip.frames and clip.size, or the model's patch)"
+            )
+        return frames // t, height // h, width // w
+
+    def depth_of(self, parameter: str) -> int:
+        """Where a parameter stands for layer-wise learning rates: 0 embedding, 1..depth blocks, depth+1 what follows."""
+        if parameter.startswith("embed."):
+            return 0
+        return int(parameter.split(".")[1]) + 1 if parameter.startswith("blocks.") else self.depth + 1
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """What stays trainable when everything but the head is frozen."""
+        return list(self.head.parameters()) if self.class_names else []
+
+    def _check_divisible(self, what: str, value: int, by: int, by_what: str) -> None:
+        if value % by:
+            raise ConfigError(f"{self.name}: {what} is {value}, which {by_what}={by} does not divide")
+
+
+# Weight-key maps -----------------------------------------------------------------------------------------------------
+# Ours -> original is a change of prefixes; Hugging Face also splits qkv and renames inside a block.
+
+_ORIGINAL_PRETRAINING = {
+    "embed.": "encoder.patch_embed.proj.", "blocks.": "encoder.blocks.", "norm.": "encoder.norm.",
+    "decoder.project.": "encoder_to_decoder.", "decoder.mask_token": "mask_token", "decoder.": "decoder.",
+}  # fmt: skip
+_ORIGINAL_CLASSIFIER = {"embed.": "patch_embed.proj.", "blocks.": "blocks.", "fc_norm.": "fc_norm.", "head.": "head."}
+_HUGGINGFACE = {
+    "embed.": "videomae.embeddings.patch_embeddings.projection.", "blocks.": "videomae.encoder.layer.",
+    "norm.": "videomae.layernorm.", "decoder.project.": "encoder_to_decoder.", "decoder.mask_token": "mask_token",
+    "decoder.blocks.": "decoder.decoder_layers.", "decoder.": "decoder.", "fc_norm.": "fc_norm.", "head.": "classifier.",
+}  # fmt: skip
+_HUGGINGFACE_BLOCK = {
+    "norm1.": "layernorm_before.", "norm2.": "layernorm_after.", "attn.q_bias": "attention.attention.q_bias",
+    "attn.v_bias": "attention.attention.v_bias", "attn.proj.": "attention.output.dense.",
+    "mlp.fc1.": "intermediate.dense.", "mlp.fc2.": "output.dense.",
+}  # fmt: skip
+
+
+def to_original(state: dict[str, Tensor], tubelet: Triple) -> dict[str, Tensor]:
+    """Our state dict in the key layout of the original implementation (pretraining or fine-tuned, as the state is)."""
+    prefixes = _ORIGINAL_CLASSIFIER if "head.weight" in state else _ORIGINAL_PRETRAINING
+    out = {_swap(key, prefixes): value for key, value in state.items()}
+    key = prefixes["embed."] + "weight"
+    return {**out, key: _conv_weight(out[key], tubelet)}
+
+
+def from_original(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict in the original's key layout, in ours. CheckpointError naming every key that has no place."""
+    pretraining = any(key.startswith("encoder.") for key in state)
+    prefixes = _ORIGINAL_PRETRAINING if pretraining else _ORIGINAL_CLASSIFIER
+    back = {theirs: ours for ours, theirs in prefixes.items()}
+    out = {_swap(key, back): value for key, value in state.items()}
+    out["embed.weight"] = _linear_weight(out["embed.weight"])
+    return out
+
+
+def to_huggingface(state: dict[str, Tensor], tubelet: Triple) -> dict[str, Tensor]:
+    """Our state dict in the key layout of transformers' VideoMAE files (`q_bias`/`v_bias` as on disk)."""
+    out: dict[str, Tensor] = {}
+    for key, value in state.items():
+        name = _swap(key, _HUGGINGFACE)
+        stem, block, rest = _block_parts(name, ("videomae.encoder.layer.", "decoder.decoder_layers."))
+        if rest == "attn.qkv.weight":
+            for part, piece in zip(("query", "key", "value"), value.chunk(3), strict=True):
+                out[f"{stem}{block}.attention.attention.{part}.weight"] = piece.clone()
+        elif block:
+            out[f"{stem}{block}.{_swap(rest, _HUGGINGFACE_BLOCK)}"] = value
+        else:
+            out[name] = value
+    key = _HUGGINGFACE["embed."] + "weight"
+    return {**out, key: _conv_weight(out[key], tubelet)}
+
+
+def from_huggingface(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """transformers' VideoMAE state dict (bias spelled `q_bias` or `query.bias`), in ours. CheckpointError for leftovers."""
+    back = {theirs: ours for ours, theirs in _HUGGINGFACE.items()}
+    back_block = {theirs: ours for ours, theirs in _HUGGINGFACE_BLOCK.items()}
+    back_block |= {"attention.attention.query.bias": "attn.q_bias", "attention.attention.value.bias": "attn.v_bias"}
+    out: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if key.endswith("position_embeddings"):  # the fixed table, which we compute
+            continue
+        stem, block, rest = _block_parts(_swap(key, back), ("blocks.", "decoder.blocks."))
+        if rest.endswith("attention.key.bias"):  # transformers never trains one
+            continue
+        if rest.startswith("attention.attention.") and rest.endswith(".weight"):
+            if rest.endswith("query.weight"):
+                stems = (key.replace("query", part) for part in ("query", "key", "value"))
+                out[f"{stem}{block}.attn.qkv.weight"] = torch.cat([state[name] for name in stems])
+        elif block:
+            out[f"{stem}{block}.{_swap(rest, back_block)}"] = value
+        else:
+            out[stem] = value
+    out["embed.weight"] = _linear_weight(out["embed.weight"])
+    return out
+
+
+def _swap(key: str, prefixes: dict[str, str]) -> str:
+    """`key` with its longest matching prefix exchanged."""
+    for prefix in sorted(prefixes, key=len, reverse=True):
+        if key.startswith(prefix):
+            return prefixes[prefix] + key[len(prefix) :]
+    raise CheckpointError(f"weight {key!r} has no place in VideoMAE (it knows {', '.join(prefixes)})")
+
+
+def _block_parts(name: str, stems: Sequence[str]) -> tuple[str, str, str]:
+    """("blocks.", "3", "norm1.weight") for a weight inside a block, (name, "", "") for any other."""
+    for stem in stems:
+        if name.startswith(stem):
+            number, _, rest = name[len(stem) :].partition(".")
+            return stem, number, rest
+    return name, "", ""
+
+
+def _conv_weight(linear: Tensor, tubelet: Triple) -> Tensor:
+    """(D, t*y*x*c) -> (D,c,t,y,x)."""
+    return linear.view(linear.shape[0], *tubelet, 3).permute(0, 4, 1, 2, 3).contiguous()
+
+
+def _linear_weight(conv: Tensor) -> Tensor:
+    """(D,c,t,y,x) -> (D, t*y*x*c)."""
+    return conv.permute(0, 2, 3, 4, 1).flatten(1).contiguous()

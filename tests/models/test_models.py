@@ -1,0 +1,198 @@
+"""Every variant: published sizes, first values, named outputs, and the identities of a masked autoencoder."""
+
+import pytest
+import torch
+from torch import nn
+
+from tubelet import masking, models
+from tubelet.errors import ConfigError
+from tubelet.models import _tokens, videomae
+from tubelet.records import ClipSpec
+
+SMALL = {
+    "videomae": dict(width=24, depth=2, heads=2, decoder_width=12, decoder_depth=1, decoder_heads=2, patch=8),
+    "fusion": dict(width=8, stages=2),
+}
+SPEC = ClipSpec(frames=4, size=32)
+
+
+def small(name: str, class_names: tuple[str, ...] = (), **options: object) -> nn.Module:
+    family = models.variants()[name].__name__.rpartition(".")[2]
+    return models.build(name, SPEC, class_names, **{**SMALL[family], **options})
+
+
+def clips(batch: int = 2, frames: int = 4, height: int = 32, width: int = 32, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (batch, frames, 3, height, width), dtype=torch.uint8, generator=generator)
+
+
+# FACTS: parameters in millions and GMAC of the classifiers (400 classes, 16x224x224)
+PUBLISHED = {
+    "videomae_small": (22.0, 56.9),
+    "videomae_base": (86.5, 180.3),
+    "videomae_large": (304.3, 596.8),
+    "videomae_huge": (632.1, 1191),
+}
+
+
+def test_published_parameters_and_gmacs() -> None:
+    rows = {row["name"]: row for row in models.list_models()}
+    assert set(PUBLISHED) <= set(rows)
+    for name, (params, gmacs) in PUBLISHED.items():
+        assert round(rows[name]["params"] / 1e6, 1) == params
+        assert rows[name]["gmacs"] == pytest.approx(gmacs, rel=5e-4)
+        assert (rows[name]["frames"], rows[name]["size"]) == (16, 224)
+
+
+@pytest.mark.parametrize(("name", "gmacs"), [("videomae_large", 3956), ("videomae_huge", 7395)])
+def test_published_gmacs_at_320(name: str, gmacs: float) -> None:
+    rows = {row["name"]: row for row in models.list_models(ClipSpec(frames=32, size=320))}
+    assert rows[name]["gmacs"] == pytest.approx(gmacs, rel=5e-4)
+
+
+def test_pretraining_forward_costs_what_the_paper_says() -> None:
+    with torch.device("meta"):
+        base = models.build("videomae_base", ClipSpec())
+    mask = masking.make("tube", base.grid, 0.9, 1, torch.Generator().manual_seed(0))
+    # 14.06 encoder on 160 tokens + 18.65 decoder blocks on 1568 tokens, plus what FACTS leaves out: embedding 160 tokens,
+    # the projection and the pixel head
+    embedding, projection, head = 160 * 1536 * 768, 160 * 768 * 384, 1408 * 384 * 1536
+    assert models.cost(base, mask)["gmacs"] == pytest.approx(14.06 + 18.65 + (embedding + projection + head) / 1e9, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", sorted(models.variants()))
+@pytest.mark.parametrize("class_names", [(), ("a", "b", "c")], ids=["bare", "classifier"])
+def test_every_variant_gives_named_tensors_and_stands_still(name: str, class_names: tuple[str, ...]) -> None:
+    model = small(name, class_names).eval()
+    first, second = model(clips()), model(clips())
+    assert first["tokens"].shape[0] == 2 and first["embedding"].shape == (2, model.width)
+    assert ("logits" in first) == bool(class_names)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("name", sorted(models.variants()))
+def test_init_weights_sets_every_value(name: str) -> None:
+    for model in (small(name), small(name, ("a", "b"))):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(float("nan"))
+        model.init_weights()
+        assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", sorted(models.variants()))
+def test_rebuilding_and_head(name: str) -> None:
+    model = small(name, ("a", "b", "c"))
+    again = models.build_like(model)
+    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
+    assert sum(p.numel() for p in model.head_parameters()) == (model.width + 1) * 3
+    depths = [model.depth_of(key) for key, _ in model.named_parameters()]
+    assert min(depths) == 0 and max(depths) == model.depth + 1 and depths == sorted(depths)
+
+
+def test_the_encoder_never_sees_a_masked_pixel() -> None:
+    model = small("videomae_tiny").eval()
+    frames = clips()
+    mask = masking.make("tube", model.grid, 0.75, 2, torch.Generator().manual_seed(3))
+    tokens = _tokens.patchify(frames, model.tubelet)
+    tokens[mask] = 255 - tokens[mask]
+    changed = _tokens.unpatchify(tokens, model.grid, model.tubelet)
+    assert not torch.equal(changed, frames)
+    one, other = model(frames, mask=mask), model(changed, mask=mask)
+    assert torch.equal(one["tokens"], other["tokens"]) and torch.equal(one["prediction"], other["prediction"])
+
+
+def test_running_cell_predictions_equal_the_full_decoders_where_the_decoder_sees_the_same() -> None:
+    """With nothing hidden from the decoder but what the encoder saw, V2's path is the ordinary one."""
+    model = small("videomae_tiny").eval()
+    mask = masking.make("tube", model.grid, 0.5, 2, torch.Generator().manual_seed(3))
+    plain, dual = model(clips(), mask=mask), model(clips(), mask=mask, decoder_mask=~mask)
+    assert torch.equal(plain["prediction"], dual["prediction"]) and torch.equal(plain["predicted"], dual["predicted"])
+
+
+def test_image_mae_is_one_slot() -> None:
+    """T=1 in tokens: 49 of 196 visible at 75 %."""
+    model = models.build("videomae_tiny", ClipSpec(frames=1), tubelet=1, width=24, heads=2, depth=1)
+    mask = masking.make("random", model.grid, 0.75, 1)
+    assert model.grid == (1, 14, 14)
+    assert model(clips(1, 1, 224, 224), mask=mask)["tokens"].shape[1] == 49
+
+
+@pytest.mark.parametrize("shape", [(4, 32, 32), (8, 32, 32), (4, 48, 32), (2, 64, 40)])
+def test_any_divisible_clip_is_taken(shape: tuple[int, int, int]) -> None:
+    model = small("videomae_tiny", ("a", "b")).eval()
+    frames, height, width = shape
+    tokens = model(clips(1, *shape))["tokens"]
+    assert tokens.shape[1] == frames // 2 * (height // 8) * (width // 8)
+
+
+def test_positions_are_recomputed_for_a_new_model_and_interpolated_for_a_trained_one() -> None:
+    long = ClipSpec(frames=8, size=32)
+    fresh = models.build("videomae_tiny", long, **SMALL["videomae"])
+    grown = models.build_like(small("videomae_tiny"), spec=long)
+    table = _tokens.sine_cosine_positions(4 * 16, 24)
+    assert torch.equal(fresh.positions(24, (4, 4, 4), torch.device("cpu")), table)
+    got = grown.positions(24, (4, 4, 4), torch.device("cpu")).view(4, 16, 24)
+    known = _tokens.sine_cosine_positions(2 * 16, 24).view(2, 16, 24)
+    # half-pixel centres: slots at -0.25 (clamped to 0), 0.25, 0.75, 1.25 (clamped to 1) of the two known ones
+    for slot, share in enumerate((0.0, 0.25, 0.75, 1.0)):
+        torch.testing.assert_close(got[slot], known[0] * (1 - share) + known[1] * share)
+
+
+def test_position_table_against_the_formula() -> None:
+    import numpy as np
+
+    position, channel = np.meshgrid(np.arange(50), np.arange(16), indexing="ij")
+    angle = position / np.power(10000, 2 * (channel // 2) / 16)
+    wanted = np.where(channel % 2 == 0, np.sin(angle), np.cos(angle)).astype(np.float32)
+    np.testing.assert_allclose(_tokens.sine_cosine_positions(50, 16).numpy(), wanted, rtol=0, atol=1e-7)
+
+
+def test_patches_hold_their_values_in_the_order_t_y_x_colour() -> None:
+    frames = torch.arange(4 * 3 * 16 * 16).view(1, 4, 3, 16, 16)
+    tokens = _tokens.patchify(frames, (2, 8, 8))
+    assert tokens.shape == (1, 8, 384)
+    token = tokens[0, 4 + 2].view(2, 8, 8, 3)  # slot 1, row 1, column 0
+    assert token[1, 3, 5, 2] == frames[0, 2 + 1, 2, 8 + 3, 5]
+    assert torch.equal(_tokens.unpatchify(tokens, (2, 2, 2), (2, 8, 8)), frames)
+
+
+def test_attention_and_layers_on_request() -> None:
+    model = small("videomae_tiny").eval()
+    out = model(clips(), layers=(1, 2), attention=True)
+    assert out["attention"].shape == (2, 2, 32, 32)
+    torch.testing.assert_close(out["attention"].sum(-1), torch.ones(2, 2, 32))
+    torch.testing.assert_close(model.norm(out["layer_2"]), out["tokens"])
+    assert out["layer_1"].shape == (2, 32, 24)
+
+
+def test_drop_path_only_while_training() -> None:
+    model = small("videomae_tiny", ("a", "b"), drop_path=0.5)
+    torch.manual_seed(0)
+    train = [model(clips())["tokens"] for _ in range(8)]
+    assert any(not torch.equal(train[0], other) for other in train[1:])
+    plain = small("videomae_tiny", ("a", "b"))
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(model.eval()(clips())["tokens"], plain.eval()(clips())["tokens"])
+
+
+def test_single_frame_model_does_not_know_the_order() -> None:
+    model = small("single_frame", ("a", "b", "c")).eval()
+    nn.init.normal_(model.head.weight)
+    frames = clips(frames=8)
+    one, other = model(frames)["logits"].softmax(-1), model(frames[:, torch.randperm(8)])["logits"].softmax(-1)
+    torch.testing.assert_close(one, other)
+    each = torch.stack([model(frames[:, [t]])["logits"].softmax(-1) for t in range(8)]).mean(dim=0)
+    torch.testing.assert_close(one, each)
+
+
+def test_errors_name_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="unknown model 'videomae_smal': did you mean 'videomae_small'"):
+        models.build("videomae_smal", SPEC)
+    with pytest.raises(ConfigError, match="unknown option of videomae_tiny 'widht': did you mean 'width'"):
+        models.build("videomae_tiny", SPEC, widht=3)
+    with pytest.raises(ConfigError, match=r"5 frames of 32x30 .* frames divisible by 2 and sizes divisible by 8"):
+        small("videomae_tiny")(clips(1, 5, 30, 32))
+    with pytest.raises(ConfigError, match="width is 25, which heads=2 does not divide"):
+        videomae.build("videomae_tiny", SPEC, **{**SMALL["videomae"], "width": 25})
