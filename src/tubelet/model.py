@@ -1,0 +1,47 @@
+"""`tubelet.load(path)` gives a VideoModel: a network together with what it needs to answer about a video file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tubelet.classify import Prediction
+from tubelet.records import ClipSpec
+
+
+@dataclass(frozen=True)
+class VideoModel:
+    """A loaded model. Its network maps a batch of frames to named tensors; predict and embed take video files."""
+
+    network: nn.Module
+    path: str
+
+    @property
+    def spec(self) -> ClipSpec:
+        """How clips are cut and normalised for this model."""
+        return self.network.spec
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes in the order of the logits; empty for a model that was not taught any."""
+        return self.network.class_names
+
+    def predict(self, video: str | Path, clips: int = 5, crops: int = 3, top: int = 5) -> Prediction:
+        """The most probable classes of a video file, averaged over clips x crops (see `tubelet.classify.predict`)."""
+        from tubelet.classify import predict
+
+        return predict(self.network, video, clips=clips, crops=crops, top=top)
+
+    def embed(self, video: str | Path, clips: int = 5) -> Tensor:
+        """One float32 vector (D,) for a video file: the mean over its clips of the mean over tokens."""
+        from tubelet.features import embed_video
+
+        return embed_video(self.network, video, clips=clips)
+
+
+def load(path: str | Path, device: torch.device | str = "cpu") -> VideoModel:
+    """The model at a path (model folder, run folder or checkpoint); CheckpointError when it is not one."""
+    from tubelet.weights.load import load_model
+
+    return VideoModel(load_model(path, device), str(path))

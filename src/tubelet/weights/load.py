@@ -1,0 +1,124 @@
+"""A path becomes a model: every key on both sides is used, or loading fails and names what is left over."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from tubelet import models
+from tubelet.errors import CheckpointError, ConfigError
+from tubelet.records import ClipSpec
+from tubelet.weights.save import FORMAT
+
+
+def load_model(path: str | Path, device: torch.device | str = "cpu") -> nn.Module:
+    """The model stored at `path`, in evaluation mode on `device`.
+
+    path is a model folder (`config.json` + `model.safetensors`), a run folder (its `model/`, or while the run is unfinished
+    its newest checkpoint) or one checkpoint file. Raises CheckpointError for anything else and for weights that do not fit.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"no model at {path}: expected a model folder, a run folder or a checkpoint file")
+    if path.is_file():
+        return _load_checkpoint(path, device)
+    if (path / "config.json").is_file():
+        return _load_folder(path, device)
+    if (path / "model" / "config.json").is_file():
+        return _load_folder(path / "model", device)
+    checkpoints = sorted((path / "checkpoints").glob("step_*.safetensors"))
+    if checkpoints:
+        return _load_checkpoint(checkpoints[-1], device)
+    raise CheckpointError(f"{path} holds no model: expected config.json and model.safetensors, or a run's model/ or checkpoints/")
+
+
+def rebuild(description: dict[str, Any], where: str | Path) -> nn.Module:
+    """A model from `weights.save.describe`'s dict, with weights still to come; CheckpointError when it is not one."""
+    try:
+        if description["format"] != FORMAT:
+            raise CheckpointError(f"{where} is of format {description['format']!r}; this version reads {FORMAT!r}")
+        spec = ClipSpec.from_dict(description["clip"])
+        return models.build(description["name"], spec, description["class_names"], **description["options"])
+    except (KeyError, TypeError, AttributeError, ConfigError) as error:
+        raise CheckpointError(f"{where} does not describe a tubelet model: {error}") from error
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file; CheckpointError for a missing, truncated or foreign file."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file ({error}); it may be truncated: copy it again") from error
+
+
+def fill(model: nn.Module, state: dict[str, Tensor], where: str | Path) -> None:
+    """Copy a state dict into a model; CheckpointError naming every missing, left-over and misshapen weight."""
+    own = model.state_dict()
+    problems = [f"missing {key}" for key in own if key not in state]
+    problems += [f"left over {key}" for key in state if key not in own]
+    problems += [
+        f"{key} is {tuple(state[key].shape)}, wanted {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
+        raise CheckpointError(f"the weights in {where} are of another model than {model.name}: {shown}")
+    model.load_state_dict(state)
+
+
+# What may differ between a pretrained encoder and the classifier made from it: (only in the source, only in the target).
+_DROPPED = ("decoder.", "norm.", "fc_norm.", "head.")
+_FRESH = ("fc_norm.", "head.")
+
+
+def transfer(source: nn.Module, target: nn.Module) -> list[str]:
+    """Copy the weights of `source` into `target`, and give back the names that keep their first values (the head's).
+
+    Made for fine-tuning: the pretraining decoder is left behind, fc_norm and head are new (or carried over when both models
+    tell the same classes). Anything else that differs is a CheckpointError that names it.
+    """
+    if source.name != target.name:
+        raise CheckpointError(f"the weights are of {source.name}, the run wants {target.name}: drop --model or set it alike")
+    ours, theirs = target.state_dict(), source.state_dict()
+    same_classes = bool(source.class_names) and source.class_names == target.class_names
+    taken, fresh = dict(ours), []
+    for key in ours:
+        if key in theirs and (same_classes or not key.startswith("head.")):
+            taken[key] = theirs[key]
+        elif key.startswith(_FRESH):
+            fresh.append(key)
+        else:
+            raise CheckpointError(f"{key} of {target.name} is not in the weights it should start from")
+    left = [key for key in theirs if key not in ours and not key.startswith(_DROPPED)]
+    if left:
+        raise CheckpointError(f"the weights to start from hold {', '.join(left[:6])}, which {target.name} has no place for")
+    fill(target, taken, "the model to start from")
+    return fresh
+
+
+def _load_folder(folder: Path, device: torch.device | str) -> nn.Module:
+    try:
+        description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {folder / 'config.json'}: {error}") from error
+    model = rebuild(description, folder / "config.json")
+    state, _ = read_tensors(folder / "model.safetensors")
+    fill(model, state, folder)
+    return model.to(device).eval()
+
+
+def _load_checkpoint(path: Path, device: torch.device | str) -> nn.Module:
+    """A training checkpoint: `model.*` tensors, and the description as JSON in the metadata's `model` entry."""
+    tensors, metadata = read_tensors(path)
+    try:
+        description = json.loads(metadata["model"])
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a tubelet checkpoint (no model description in it)") from error
+    model = rebuild(description, path)
+    fill(model, {key.removeprefix("model."): t for key, t in tensors.items() if key.startswith("model.")}, path)
+    return model.to(device).eval()

@@ -1,0 +1,103 @@
+"""Model folders: bit-identical round trips, every key accounted for, nothing half-written."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import tubelet
+from tubelet import models
+from tubelet.errors import CheckpointError
+from tubelet.records import ClipSpec
+from tubelet.weights.load import load_model, transfer
+from tubelet.weights.save import save
+
+SPEC = ClipSpec(frames=4, size=32, stride_frames=2, sampling="segments", mean=(0.5, 0.4, 0.3))
+SIZES = dict(width=24, depth=2, heads=2, decoder_width=12, decoder_depth=1, decoder_heads=2, patch=8)
+
+
+def pretraining() -> torch.nn.Module:
+    return models.build("videomae_tiny", SPEC, **SIZES)
+
+
+def classifier(names: tuple[str, ...] = ("b", "a")) -> torch.nn.Module:
+    return models.build("videomae_tiny", SPEC, names, **SIZES)
+
+
+@pytest.mark.parametrize("make", [pretraining, classifier, lambda: models.build("single_frame", SPEC, ("x", "y"), width=8)])
+def test_round_trip(make, tmp_path: Path) -> None:
+    model = make()
+    save(model, tmp_path / "m", {"data": "clips"})
+    back = load_model(tmp_path / "m")
+    assert (back.name, back.spec, back.class_names) == (model.name, SPEC, model.class_names) and not back.training
+    assert all(torch.equal(back.state_dict()[key], value) for key, value in model.state_dict().items())
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["trained"] == {"data": "clips"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m"]
+    save(make(), tmp_path / "m")  # replaces, leaves nothing beside it
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m"]
+
+
+def test_public_load(tmp_path: Path) -> None:
+    save(classifier(), tmp_path / "run" / "model")
+    model = tubelet.load(tmp_path / "run")
+    assert model.class_names == ("b", "a") and model.spec == SPEC
+
+
+def test_transfer_takes_the_encoder_and_names_what_is_new() -> None:
+    source, target = pretraining(), classifier()
+    fresh = transfer(source, target)
+    assert fresh == ["fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"]
+    assert torch.equal(target.state_dict()["blocks.1.mlp.fc1.weight"], source.state_dict()["blocks.1.mlp.fc1.weight"])
+    other = classifier(("b", "a", "c"))
+    assert transfer(target, other) == ["head.weight", "head.bias"]
+    assert transfer(target, classifier()) == []
+
+
+def test_transfer_refuses_another_model() -> None:
+    narrow = models.build("videomae_tiny", SPEC, **{**SIZES, "width": 12})
+    with pytest.raises(CheckpointError, match=r"of another model.*embed.weight is \(12, 384\), wanted \(24, 384\)"):
+        transfer(narrow, classifier())
+    with pytest.raises(CheckpointError, match="weights are of videomae_tiny, the run wants single_frame"):
+        transfer(pretraining(), models.build("single_frame", SPEC, ("a", "b")))
+    shallow = models.build("videomae_tiny", SPEC, **{**SIZES, "depth": 1})
+    with pytest.raises(CheckpointError, match=r"blocks\.1\..* is not in the weights"):
+        transfer(shallow, classifier())
+    with pytest.raises(CheckpointError, match=r"hold blocks\.1\..* no place for"):
+        transfer(pretraining(), models.build("videomae_tiny", SPEC, ("a", "b"), **{**SIZES, "depth": 1}))
+
+
+def test_broken_folders_are_refused_in_one_line(tmp_path: Path) -> None:
+    folder = save(classifier(), tmp_path / "m")
+    weights = folder / "model.safetensors"
+    good = weights.read_bytes()
+
+    def refused(words: str, path: Path = folder) -> None:
+        with pytest.raises(CheckpointError, match=words) as error:
+            load_model(path)
+        assert "\n" not in str(error.value)
+
+    refused("no model at .*nowhere", tmp_path / "nowhere")
+    refused("holds no model", tmp_path)
+    for size in (0, 5, len(good) // 2):
+        weights.write_bytes(good[:size])
+        refused("not a readable safetensors file")
+    weights.write_bytes(good)
+    refused("not a tubelet checkpoint", weights)
+    state = load_file(weights)
+    state["stranger"] = state.pop("head.bias")
+    save_file(state, weights)
+    refused("missing head.bias; left over stranger")
+    (folder / "config.json").write_text("{}")
+    refused("does not describe a tubelet model: 'format'")
+    (folder / "config.json").write_text("not json")
+    refused("cannot read")
+
+
+def test_a_folder_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    with pytest.raises(CheckpointError, match="cannot write the model folder .*; nothing was changed"):
+        save(classifier(), blocked / "m")
+    assert blocked.read_text() == "in the way" and list(tmp_path.iterdir()) == [blocked]
