@@ -1,0 +1,90 @@
+"""Whole decoded videos kept in memory, so that a clip costs an index, a crop and a resize."""
+
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from tubelet.errors import VideoError
+from tubelet.records import Clip, Example, Interpolation
+from tubelet.video.decode import decode, probe
+
+AUTO_SHARE = 0.25  # of the free memory: what a cache that nobody asked for may take
+ASKED_SHARE = 0.75
+PROBED = 32  # videos looked at to estimate the size of a whole set
+
+
+class FrameCache:
+    """Videos by path, each decoded once at one size and kept while `budget_bytes` allows; safe to use from threads.
+
+    What does not fit (and what only decodes in part) is left to the caller, so clips are the same with and without it.
+    """
+
+    def __init__(self, short_side: int, interpolation: Interpolation, budget_bytes: int) -> None:
+        self.short_side, self.interpolation, self.budget_bytes = short_side, interpolation, budget_bytes
+        self.used_bytes = 0
+        self._clips: dict[str, Clip | None] = {}  # None: not kept
+        self._lock = threading.Lock()
+        self._busy: dict[str, threading.Lock] = {}
+
+    def get(self, path: str) -> Clip | None:
+        """Every frame of a video, or None where it is not kept."""
+        if path in self._clips:
+            return self._clips[path]
+        with self._lock:
+            busy = self._busy.setdefault(path, threading.Lock())
+        with busy:  # one thread decodes, the others wait for it
+            if path not in self._clips:
+                self._clips[path] = self._load(path)
+        return self._clips[path]
+
+    def _load(self, path: str) -> Clip | None:
+        try:
+            size = decoded_bytes(path, self.short_side)
+            with self._lock:
+                if self.used_bytes + size > self.budget_bytes:
+                    return None
+                self.used_bytes += size
+            return decode(path, short_side=self.short_side, interpolation=self.interpolation)
+        except VideoError:
+            return None  # the caller meets the same error, or reads the part that is whole
+
+
+def decoded_bytes(path: str, short_side: int) -> int:
+    """Bytes of a whole video as uint8 RGB at a short side, never enlarged."""
+    info = probe(path)
+    scale = min(1.0, short_side / min(info.width, info.height))
+    return info.frame_count * 3 * round(info.width * scale) * round(info.height * scale)
+
+
+def estimated_bytes(examples: Sequence[Example], short_side: int) -> int:
+    """About what all videos of `examples` take in a cache, from at most PROBED of them; unreadable ones count as
+    nothing."""
+    paths = sorted({example.path for example in examples})
+    probed = paths[:: max(1, len(paths) // PROBED)][:PROBED]
+    total = 0
+    for path in probed:
+        try:
+            total += decoded_bytes(path, short_side)
+        except VideoError:
+            continue
+    return total * len(paths) // max(1, len(probed))
+
+
+def free_bytes() -> int:
+    """Memory that this process may still take: what the machine has, or its control group where that is less."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for line in _lines("/proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            free = int(line.split()[1]) * 1024
+    limit, used = _lines("/sys/fs/cgroup/memory.max"), _lines("/sys/fs/cgroup/memory.current")
+    if limit and used and limit[0].isdecimal():
+        free = min(free, max(0, int(limit[0]) - int(used[0])))
+    return free
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,89 @@
+"""What the readers share: which files are videos, and the order of names."""
+
+import os
+import re
+from pathlib import Path
+
+VIDEO_SUFFIXES = frozenset(
+    [
+        ".3g2",
+        ".3gp",
+        ".asf",
+        ".avi",
+        ".f4v",
+        ".flv",
+        ".gif",
+        ".h264",
+        ".hevc",
+        ".ivf",
+        ".m2ts",
+        ".m4v",
+        ".mjpeg",
+        ".mjpg",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".mpeg",
+        ".mpg",
+        ".mts",
+        ".mxf",
+        ".nut",
+        ".ogg",
+        ".ogv",
+        ".rm",
+        ".rmvb",
+        ".ts",
+        ".vob",
+        ".webm",
+        ".wmv",
+    ]
+)
+# A mirrored clip of such a class shows another class.
+DIRECTION_WORDS = frozenset(
+    [
+        "left",
+        "right",
+        "leftward",
+        "rightward",
+        "leftwards",
+        "rightwards",
+        "clockwise",
+        "counterclockwise",
+        "anticlockwise",
+        "east",
+        "west",
+    ]
+)
+
+
+def is_video(path: str | Path) -> bool:
+    """By suffix only; whether it can be decoded is found out when it is opened."""
+    return os.path.splitext(path)[1].lower() in VIDEO_SUFFIXES
+
+
+def find_videos(folder: Path) -> list[str]:
+    """Sorted paths, relative to `folder` with "/" between, of every video below it (links followed, hidden ones left
+    out)."""
+    found = []
+    seen = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        if real in seen:  # a link back up would never end
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        place = Path(root).relative_to(folder)
+        found += [(place / name).as_posix() for name in files if is_video(name) and not name.startswith(".")]
+    return sorted(found)
+
+
+def natural(name: str) -> list[tuple[int, int, str]]:
+    """Sort key under which "fold2" comes before "fold10" and "2" before "10"."""
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
+
+
+def may_flip(classes: tuple[str, ...]) -> bool:
+    """False when a class name says left, right, clockwise...: its mirror image would carry the wrong label."""
+    words = {word for name in classes for word in re.split(r"[^a-z]+", name.lower())}
+    return not words & DIRECTION_WORDS

@@ -1,0 +1,355 @@
+"""Examples -> batches of clips: the same ones whatever the number of workers, ranks or restarts.
+
+Batch k of training is a pure function of (seed, k), so a run continues at any step without a saved sampler. Evaluation
+views follow the order of the Examples. T frames, C colours, H height, W width, V views.
+"""
+
+import hashlib
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from tubelet._frame_cache import ASKED_SHARE, AUTO_SHARE, FrameCache, estimated_bytes, free_bytes
+from tubelet.errors import ConfigError, DataError, VideoError
+from tubelet.find import choose
+from tubelet.records import Batch, Clip, ClipSpec, Dataset, Example
+from tubelet.video.augment import AugmentConfig, augment, crop_views, decode_short_side
+from tubelet.video.decode import decode, frame_times, probe
+from tubelet.video.sample import span_frames, train_indices, view_indices
+
+Made = TypeVar("Made")
+MAX_WORKERS = 16
+MAX_DECODING_THREADS = 4  # more would wait for the interpreter between packets: processes then
+
+
+@dataclass(frozen=True)
+class LoaderConfig:
+    """How clips reach the model.
+
+    batch_size  clips per batch and process
+    repeats     clips taken from each decoded video, near each other in time; divides batch_size
+    workers     threads (without a cache and above 4: processes) that prepare batches ahead; 0: none; None: one per core
+    cache       "ram" keeps decoded videos in memory, "off" decodes every clip anew, "auto" decides by what fits
+    """
+
+    batch_size: int = 8
+    repeats: int = 1
+    workers: int | None = None
+    cache: Literal["auto", "ram", "off"] = "auto"
+
+    def __post_init__(self) -> None:
+        choose(self.cache, ("auto", "ram", "off"), "loader.cache")
+        if self.batch_size < 1 or self.repeats < 1 or self.batch_size % self.repeats:
+            raise ConfigError(
+                f"loader.batch_size is {self.batch_size} and loader.repeats {self.repeats}: repeats must divide batch_size"
+            )
+        if self.workers is not None and self.workers < 0:
+            raise ConfigError(f"loader.workers is {self.workers}: it must be 0 or more")
+
+
+class TrainLoader:
+    """Batches of augmented training clips.
+
+    The Examples form one endless stream, a new permutation each epoch; batch k of rank r takes the positions that
+    follow from k, r and `world`. A video that cannot be read is left out of its batch and named in `Batch.skipped`, so
+    a batch may hold fewer clips than asked, even none. Labels are indices into `dataset.classes`, or None where an
+    Example has no label.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        spec: ClipSpec,
+        augment: AugmentConfig,
+        config: LoaderConfig,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if not dataset.examples:
+            raise DataError("there is no video to train on")
+        if augment.flip and not dataset.may_flip:
+            raise ConfigError(
+                "augment.flip is on, but in this data a mirrored clip may show another class (such as left and right): "
+                "turn it off"
+            )
+        short_side = decode_short_side(spec, augment)
+        self.cache_bytes = 0  # about what the decoded videos will take; 0 without a cache
+        cache = None
+        if config.cache != "off":
+            free = free_bytes() // world
+            needed = estimated_bytes(dataset.examples, short_side)
+            if config.cache == "ram" or needed < AUTO_SHARE * free:
+                budget = int(free * (ASKED_SHARE if config.cache == "ram" else AUTO_SHARE))
+                cache = FrameCache(short_side, spec.interpolation, budget)
+                self.cache_bytes = min(needed, budget)
+        self.workers = _cores() if config.workers is None else config.workers
+        self._maker = _BatchMaker(dataset, spec, augment, config, seed, rank, world, short_side, cache)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in which every video is decoded once, rounded up."""
+        maker = self._maker
+        return math.ceil(len(maker.dataset.examples) / (maker.videos_per_batch * maker.world))
+
+    def batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
+        """Batches start_step .. stop_step-1, prepared ahead of time by the workers."""
+        steps = range(start_step, stop_step)
+        if self._maker.cache is None and self.workers > MAX_DECODING_THREADS and steps:
+            yield from DataLoader(
+                self._maker,
+                sampler=steps,
+                batch_size=None,
+                num_workers=min(self.workers, len(steps), _cores()),
+                collate_fn=_as_it_is,
+                generator=torch.Generator(),  # or it would draw from the global one
+            )
+        else:
+            yield from in_order(self._maker.__getitem__, steps, self.workers)
+
+
+@dataclass
+class _BatchMaker(TorchDataset[Batch]):
+    """Step -> Batch. Goes to worker processes as it is, without a cache."""
+
+    dataset: Dataset
+    spec: ClipSpec
+    augment: AugmentConfig
+    config: LoaderConfig
+    seed: int
+    rank: int
+    world: int
+    short_side: int
+    cache: FrameCache | None = None
+    class_index: dict[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.class_index = {name: i for i, name in enumerate(self.dataset.classes)}
+        self.labelled = all(example.label in self.class_index for example in self.dataset.examples)
+
+    @property
+    def videos_per_batch(self) -> int:
+        return self.config.batch_size // self.config.repeats
+
+    def __getitem__(self, step: int) -> Batch:
+        examples = self.dataset.examples
+        first = (step * self.world + self.rank) * self.videos_per_batch
+        clips: list[Tensor] = []
+        batch = Batch(torch.empty(0), torch.empty(0), [])
+        seconds, labels = [], []
+        for position in range(first, first + self.videos_per_batch):
+            epoch, place = divmod(position, len(examples))
+            example = examples[_permutation(len(examples), self.seed, epoch)[place]]
+            try:
+                made = self._clips(example, epoch)
+            except VideoError as error:
+                batch.skipped.append((example.id, str(error)))
+                continue
+            for clip, padded in made:
+                clips.append(clip.frames)
+                seconds.append(clip.seconds)
+                batch.ids.append(example.id)
+                batch.padded += padded
+                if self.labelled:
+                    assert example.label is not None
+                    labels.append(self.class_index[example.label])
+        batch.frames, batch.seconds = _stack(clips, seconds, self.spec)
+        batch.labels = torch.tensor(labels, dtype=torch.int64) if self.labelled else None
+        return batch
+
+    def _clips(self, example: Example, epoch: int) -> list[tuple[Clip, bool]]:
+        """`repeats` augmented clips of one video, from one decode: (clip, was it padded)."""
+        spec, repeats = self.spec, self.config.repeats
+        generators = [generator_for(self.seed, "clip", epoch, example.id, i) for i in range(repeats)]
+        whole = self.cache.get(example.path) if self.cache else None
+        count, part = _extent(example, whole)
+        if repeats > 1 and spec.sampling != "segments":
+            part = _neighbourhood(count, part, 2 * span_frames(spec), generators[0])
+        windows = [train_indices(count, spec, generator, part) for generator in generators]
+        if whole is not None:
+            source, places = whole, [torch.from_numpy(window) for window, _ in windows]
+        else:
+            indices = np.concatenate([window for window, _ in windows]).tolist()
+            source = decode(example.path, indices, short_side=self.short_side, interpolation=spec.interpolation)
+            places = list(torch.arange(len(indices)).split(spec.frames))
+        return [
+            (
+                Clip(augment(source.frames, self.augment, spec, generator, place), source.seconds[place], example.id),
+                padded,
+            )
+            for place, generator, (_, padded) in zip(places, generators, windows, strict=True)
+        ]
+
+
+def load_views(source: str | Path | Example, spec: ClipSpec, clips: int = 1, crops: int = 1) -> tuple[Tensor, Tensor]:
+    """uint8 frames (V,T,C,size,size) and float64 seconds (V,T) of the V = clips*crops evaluation views of one video.
+
+    Views of one clip follow each other. VideoError where the video cannot be read.
+    """
+    frames, seconds, _ = _views(_example(source), spec, clips, crops)
+    return frames, seconds
+
+
+def view_batches(
+    examples: Iterable[Example],
+    classes: Sequence[str],
+    spec: ClipSpec,
+    clips: int = 1,
+    crops: int = 1,
+    batch_size: int = 8,
+    workers: int | None = None,
+) -> Iterator[Batch]:
+    """Batches of the evaluation views of every Example, in order; memory stays flat.
+
+    The clips*crops views of one Example follow each other (clip by clip) and may spread over batches. Labels are
+    indices into `classes`, -1 for a label that is not among them, None when no class is given. Examples that cannot be
+    read are named in `Batch.skipped` of the batch they would have been in; the last batch may hold nothing else.
+    """
+    class_index = {name: i for i, name in enumerate(classes)}
+
+    def load(example: Example) -> tuple[Example, tuple[Tensor, Tensor, int] | str]:
+        try:
+            return example, _views(example, spec, clips, crops)
+        except VideoError as error:
+            return example, str(error)
+
+    waiting: deque[tuple[Tensor, Tensor, Example]] = deque()
+    skipped: list[tuple[str, str]] = []
+    padded = 0
+
+    def batch() -> Batch:
+        nonlocal skipped, padded
+        taken = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
+        frames, seconds = _stack([item[0] for item in taken], [item[1] for item in taken], spec)
+        labels = None
+        if classes:
+            labels = torch.tensor([class_index.get(item[2].label or "", -1) for item in taken], dtype=torch.int64)
+        made = Batch(frames, seconds, [item[2].id for item in taken], labels, skipped, padded)
+        skipped, padded = [], 0
+        return made
+
+    for example, loaded in in_order(load, examples, _cores() if workers is None else workers):
+        if isinstance(loaded, str):
+            skipped.append((example.id, loaded))
+            continue
+        padded += loaded[2]
+        waiting.extend((frames, seconds, example) for frames, seconds in zip(*loaded[:2], strict=True))
+        while len(waiting) >= batch_size:
+            yield batch()
+    if waiting or skipped:
+        yield batch()
+
+
+Item = TypeVar("Item")
+
+
+def in_order(make: Callable[[Item], Made], items: Iterable[Item], workers: int) -> Iterator[Made]:
+    """`make(item)` for every item, in order, by `workers` threads that run at most `workers` + 1 items ahead; 0: none.
+
+    Threads are enough because decoding and torch both let go of the interpreter.
+    """
+    if not workers:
+        yield from map(make, items)
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="tubelet-loader")
+    running: deque[Future[Made]] = deque()
+    try:
+        for item in items:
+            running.append(pool.submit(make, item))
+            if len(running) > workers + 1:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def derive(*parts: object) -> int:
+    """A seed from 0 to 2**63-1 that depends on all of `parts` (numbers and strings) and on nothing else, anywhere."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def generator_for(*parts: object) -> torch.Generator:
+    """A CPU Generator seeded by `derive(*parts)`."""
+    return torch.Generator().manual_seed(derive(*parts))
+
+
+@lru_cache(maxsize=4)
+def _permutation(count: int, seed: int, epoch: int) -> list[int]:
+    order: list[int] = torch.randperm(count, generator=generator_for(seed, "order", epoch)).tolist()
+    return order
+
+
+def _views(example: Example, spec: ClipSpec, clips: int, crops: int) -> tuple[Tensor, Tensor, int]:
+    """Frames (V,T,C,size,size), seconds (V,T) and how many of the V views are padded, from one decode."""
+    count, part = _extent(example, None)
+    windows = view_indices(count, spec, clips, part)
+    indices = np.concatenate([window for window, _ in windows]).tolist()
+    short_side = decode_short_side(spec, None)
+    clip = decode(example.path, indices, short_side=short_side, interpolation=spec.interpolation, id=example.id)
+    views = [torch.stack(view.split(spec.frames)) for view in crop_views(clip.frames, spec, crops)]  # crops x (clips,T,C,H,W)
+    frames = torch.stack(views, 1).flatten(0, 1)
+    seconds = clip.seconds.view(clips, 1, spec.frames).expand(-1, crops, -1).flatten(0, 1)
+    return frames, seconds, sum(padded for _, padded in windows) * crops
+
+
+def _example(source: str | Path | Example) -> Example:
+    return source if isinstance(source, Example) else Example(str(source), str(source))
+
+
+def _extent(example: Example, whole: Clip | None) -> tuple[int, tuple[int, int] | None]:
+    """(frames of the file, [first, end) of the Example's part of it); None where the Example is the whole file."""
+    count = probe(example.path).frame_count if whole is None else len(whole.frames)
+    if example.start_seconds is None and example.end_seconds is None:
+        return count, None
+    times = frame_times(example.path) if whole is None else whole.seconds
+    start = 0 if example.start_seconds is None else int(torch.searchsorted(times, example.start_seconds))
+    end = count if example.end_seconds is None else int(torch.searchsorted(times, example.end_seconds))
+    if start >= end:
+        raise VideoError(
+            f"{example.path}: no frame lies in the part {example.start_seconds or 0:g} s to "
+            f"{'the end' if example.end_seconds is None else f'{example.end_seconds:g} s'}; "
+            f"the video lasts {float(times[-1]) if len(times) else 0:g} s"
+        )
+    return count, (start, end)
+
+
+def _neighbourhood(count: int, part: tuple[int, int] | None, frames: int, generator: torch.Generator) -> tuple[int, int] | None:
+    """A random stretch of at most `frames` frames: clips of one decode lie near each other, or a long video costs
+    several."""
+    start, end = part or (0, count)
+    if end - start <= frames:
+        return part
+    start += int(torch.randint(end - start - frames + 1, (), generator=generator))
+    return start, start + frames
+
+
+def _stack(frames: list[Tensor], seconds: list[Tensor], spec: ClipSpec) -> tuple[Tensor, Tensor]:
+    if not frames:
+        shape = (0, spec.frames, 3, spec.size, spec.size)
+        return torch.empty(shape, dtype=torch.uint8), torch.empty(0, spec.frames, dtype=torch.float64)
+    # (T,H,W,C) order in memory whatever made the clips: the order of sums in a model must not depend on it.
+    pixels = torch.stack([clip.permute(0, 2, 3, 1) for clip in frames]).permute(0, 1, 4, 2, 3)
+    return pixels, torch.stack(seconds)
+
+
+def _cores() -> int:
+    """Cores this process may use, at most MAX_WORKERS."""
+    return min(MAX_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

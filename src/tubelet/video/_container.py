@@ -1,0 +1,92 @@
+"""Opening a video file: one clear error for whatever is not a whole video, and the stream that is meant."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+from tubelet.errors import VideoError
+
+BOXES = (b"ftyp", b"moov", b"mdat", b"moof", b"wide", b"free", b"skip", b"sidx", b"styp", b"mfra", b"uuid")  # of an mp4 file
+PLAYLISTS = ("hls", "concat", "dash", "tty", "sdp", "rtsp", "imf")  # text files that point elsewhere, or are drawn as pictures
+
+
+@contextmanager
+def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The open container and its first video stream that is not a cover picture; decoding is single-threaded.
+
+    One thread keeps the result of decoding (of damaged files too) the same everywhere; parallel work is done by file.
+    VideoError: no such file, empty, cut off, not a video, audio only.
+    """
+    if not os.path.isfile(path):
+        raise VideoError(f"{path}: no such file" if not os.path.isdir(path) else f"{path}: is a folder, not a video file")
+    if os.path.getsize(path) == 0:
+        raise VideoError(f"{path}: the file is empty (0 bytes)")
+    try:
+        # "file:" keeps names such as a:b.mp4 from being read as an address; the white list keeps hostile files local.
+        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise VideoError(f"{path}: not a readable video file ({cut_off(path) or reason(error)})") from error
+    with container:
+        if container.format.name in PLAYLISTS:
+            raise VideoError(f"{path}: is a {container.format.name} text file that names other files, not a video")
+        streams = [s for s in container.streams.video if not Disposition(s.disposition) & Disposition.attached_pic]
+        if not streams:
+            kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
+            raise VideoError(f"{path}: no video stream (the file holds: {kinds})")
+        stream = streams[0]
+        if stream.codec_context is None:
+            raise VideoError(f"{path}: the video is in a codec that this FFmpeg build cannot decode")
+        stream.codec_context.thread_count = 1
+        yield container, stream
+
+
+def reason(error: BaseException) -> str:
+    """FFmpeg's own words, without the path that the caller already names."""
+    return getattr(error, "strerror", None) or str(error)
+
+
+def cut_off(path: str) -> str:
+    """What is missing at the end of a file that says itself how long it is (mp4/mov boxes, mkv/webm, AVI), or ""."""
+    size = os.path.getsize(path)
+    with Path(path).open("rb") as file:
+        head = file.read(64)
+        if head[:4] == b"\x1aE\xdf\xa3":
+            end = _matroska_end(head)
+        elif head[:4] == b"RIFF":
+            end = int.from_bytes(head[4:8], "little") + 8
+        elif head[4:8] in BOXES:
+            end = 0
+            while end + 8 <= size:
+                file.seek(end)
+                box = file.read(16)
+                length = int.from_bytes(box[:4], "big")
+                length = int.from_bytes(box[8:16], "big") if length == 1 else length
+                if length < 8 or box[4:8] not in BOXES:
+                    return ""  # runs to the end of the file, or is no box at all (padding, a signature): nothing to compare
+                end += length
+        else:
+            return ""
+    return f"the file is cut off: {size} of {end} bytes are there" if end > size else ""
+
+
+def _matroska_end(head: bytes) -> int:
+    """Where the Segment of a Matroska file ends, 0 where it does not say (a live recording)."""
+
+    def number(at: int) -> tuple[int, int]:
+        """An EBML size at `at`: its value (-1: unknown) and the offset behind it."""
+        length = 9 - head[at].bit_length()
+        value = int.from_bytes(head[at : at + length], "big") & ((1 << 7 * length) - 1)
+        return (-1 if value == (1 << 7 * length) - 1 else value), at + length
+
+    header, at = number(4)
+    at += header
+    if header < 0 or head[at : at + 4] != b"\x18\x53\x80\x67" or at + 13 > len(head) or not head[at + 4]:
+        return 0
+    size, at = number(at + 4)
+    return 0 if size < 0 else at + size

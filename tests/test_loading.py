@@ -1,0 +1,295 @@
+"""The same clips whatever the workers, ranks, cache or restarts; evaluation views; nothing swapped for anything
+else."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tubelet._frame_cache import FrameCache, decoded_bytes, estimated_bytes, free_bytes
+from tubelet.errors import ConfigError, DataError, VideoError
+from tubelet.loading import LoaderConfig, TrainLoader, derive, in_order, load_views, view_batches
+from tubelet.records import Batch, ClipSpec, Dataset, Example
+from tubelet.video.augment import AugmentConfig, crop_views
+from tubelet.video.decode import decode, frame_times, probe
+from tubelet.video.write import write_video
+
+SPEC = ClipSpec(frames=4, stride_frames=2, size=16)
+EVERYTHING = AugmentConfig(flip=True, color_jitter=0.4, rand_augment="m7-n4-mstd0.5", erase=0.5)
+SIZES = ((40, 32, 48), (25, 48, 32), (12, 64, 40), (9, 24, 24), (6, 32, 32))  # frames, height, width
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Five videos of other lengths and sizes, the last shorter than the window of 8 frames, and three bad files."""
+    folder = tmp_path_factory.mktemp("videos")
+    examples = []
+    for i, (frames, height, width) in enumerate(SIZES):
+        generator = torch.Generator().manual_seed(i)
+        coarse = torch.rand(frames, 3, 4, 4, generator=generator) * 255
+        pixels = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear").to(torch.uint8)
+        write_video(folder / f"{i}.mp4", pixels, fps=10)
+        examples.append(Example(str(folder / f"{i}.mp4"), f"{i}", label="ab"[i % 2]))
+    return Dataset(tuple(examples), ("a", "b"), may_flip=True)
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory: pytest.TempPathFactory) -> tuple[Example, ...]:
+    """A text file with a video's name, an empty file and one that does not exist."""
+    folder = tmp_path_factory.mktemp("bad")
+    (folder / "text.mp4").write_text("not a video")
+    (folder / "empty.mp4").touch()
+    return tuple(Example(str(folder / f"{name}.mp4"), name, label="a") for name in ("text", "empty", "missing"))
+
+
+def loader(dataset: Dataset, config: LoaderConfig | None = None, seed: int = 5, **more) -> TrainLoader:
+    augment = more.pop("augment", EVERYTHING)
+    return TrainLoader(dataset, more.pop("spec", SPEC), augment, config or LoaderConfig(batch_size=4), seed, **more)
+
+
+def assert_equal(ours: list[Batch], theirs: list[Batch]) -> None:
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one.frames, other.frames) and one.frames.stride() == other.frames.stride()
+        assert torch.equal(one.seconds, other.seconds)
+        assert (one.ids, one.skipped, one.padded) == (other.ids, other.skipped, other.padded)
+        assert (one.labels is None) == (other.labels is None)
+        assert one.labels is None or torch.equal(one.labels, other.labels)
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+@pytest.mark.parametrize(("cache", "workers"), [("off", 2), ("off", 5), ("ram", 0), ("ram", 3), ("auto", None)])
+def test_cache_and_workers_change_nothing(videos, bad, repeats, cache, workers):
+    dataset = Dataset(videos.examples + bad, videos.classes, may_flip=True)
+    plain = loader(dataset, LoaderConfig(4, repeats, workers=0, cache="off"))
+    other = loader(dataset, LoaderConfig(4, repeats, workers=workers, cache=cache))
+    assert_equal(list(other.batches(0, 5)), list(plain.batches(0, 5)))
+
+
+def test_a_step_does_not_depend_on_those_before(videos):
+    whole = list(loader(videos).batches(0, 6))
+    assert_equal(list(loader(videos).batches(4, 6)), whole[4:])
+    one = loader(videos)
+    list(one.batches(1, 3))
+    assert_equal(list(one.batches(0, 6)), whole)
+    assert list(one.batches(3, 3)) == []
+    assert not torch.equal(whole[0].frames[0], next(loader(videos, seed=6).batches(0, 1)).frames[0])
+
+
+def test_stopping_early_is_fine(videos):
+    for config in (LoaderConfig(2, workers=2, cache="ram"), LoaderConfig(2, workers=5, cache="off")):
+        batches = loader(videos, config).batches(0, 1000)
+        next(batches)
+        batches.close()
+
+
+def test_ranks_share_the_batch_of_one(videos):
+    whole = list(loader(videos, LoaderConfig(batch_size=4)).batches(0, 3))
+    parts = [list(loader(videos, LoaderConfig(batch_size=2), rank=rank, world=2).batches(0, 3)) for rank in (0, 1)]
+    for step in range(3):
+        assert torch.equal(whole[step].frames, torch.cat([parts[0][step].frames, parts[1][step].frames]))
+        assert whole[step].ids == parts[0][step].ids + parts[1][step].ids
+    assert loader(videos, LoaderConfig(batch_size=4)).steps_per_epoch == 2
+    assert loader(videos, LoaderConfig(batch_size=2), world=2).steps_per_epoch == 2
+    assert loader(videos, LoaderConfig(batch_size=4, repeats=4)).steps_per_epoch == 5
+
+
+def test_every_epoch_shows_every_video_once_in_another_order(videos):
+    order = [id for batch in loader(videos, LoaderConfig(batch_size=3)).batches(0, 5) for id in batch.ids]
+    epochs = [order[i : i + 5] for i in range(0, 15, 5)]
+    assert all(sorted(epoch) == list("01234") for epoch in epochs) and len(set(map(tuple, epochs))) > 1
+
+
+def test_repeats_are_different_clips_of_one_video(videos):
+    batch = next(loader(videos, LoaderConfig(batch_size=8, repeats=4)).batches(0, 1))
+    assert [batch.ids[i] for i in (0, 4)] == [batch.ids[i + 3] for i in (0, 4)] and batch.ids[0] != batch.ids[4]
+    assert len({tuple(clip.flatten().tolist()) for clip in batch.frames}) == 8
+
+
+def test_repeats_lie_within_two_windows(videos):
+    long = Dataset(videos.examples[:1], ("a", "b"), may_flip=True)
+    spans = set()
+    for batch in loader(long, LoaderConfig(batch_size=6, repeats=6)).batches(0, 20):
+        assert float(batch.seconds.max() - batch.seconds.min()) < 2 * SPEC.window_frames / 10
+        spans.add(round(float(batch.seconds.min()), 1))
+    assert len(spans) > 5, "the neighbourhood never moves"
+
+
+def test_pixels_are_those_of_the_times_that_travel_with_them(videos):
+    augment = AugmentConfig(crop="center")
+    for cache in ("off", "ram"):
+        for batch in loader(videos, LoaderConfig(2, cache=cache), augment=augment).batches(0, 5):
+            for frames, seconds, id in zip(batch.frames, batch.seconds, batch.ids, strict=True):
+                path = videos.examples[int(id)].path
+                places = [int((frame_times(path) - second).abs().argmin()) for second in seconds]
+                whole = decode(path, short_side=SPEC.size).frames[places]
+                assert torch.equal(frames, crop_views(whole, SPEC, 1)[0])
+                assert sorted(places) == places and places[-1] - places[0] < SPEC.window_frames
+
+
+def test_labels_follow_the_order_of_the_classes(videos):
+    dataset = Dataset(videos.examples, ("b", "a"), may_flip=True)
+    for batch in loader(dataset).batches(0, 3):
+        assert batch.labels.tolist() == [1 - int(id) % 2 for id in batch.ids]
+    unlabelled = Dataset((*videos.examples[:4], Example(videos.examples[4].path, "4")), ("a", "b"), may_flip=True)
+    assert next(loader(unlabelled).batches(0, 1)).labels is None
+
+
+def test_unreadable_videos_are_named_never_replaced(videos, bad):
+    dataset = Dataset(videos.examples + bad, videos.classes, may_flip=True)
+    batches = list(loader(dataset, LoaderConfig(batch_size=8)).batches(0, 2))
+    for batch in batches:
+        assert sorted(batch.ids) == list("01234") and len(batch.frames) == len(batch.labels) == 5
+        assert sorted(id for id, _ in batch.skipped) == ["empty", "missing", "text"]
+        assert all(reason and "\n" not in reason for _, reason in batch.skipped)
+    nothing = next(loader(Dataset(bad, ("a", "b"), may_flip=True), LoaderConfig(batch_size=3)).batches(0, 1))
+    assert nothing.frames.shape == (0, 4, 3, 16, 16) and nothing.labels.shape == (0,) and len(nothing.skipped) == 3
+
+
+def test_short_videos_are_counted_or_refused(videos):
+    short = Dataset(videos.examples[4:], ("a", "b"), may_flip=True)
+    batch = next(loader(short, LoaderConfig(batch_size=2)).batches(0, 1))
+    assert batch.padded == 2 and len(batch.frames) == 2
+    strict = ClipSpec(frames=4, stride_frames=2, size=16, short="error")
+    batch = next(loader(short, LoaderConfig(batch_size=1), spec=strict).batches(0, 1))
+    assert batch.ids == [] and batch.skipped[0][0] == "4"
+
+
+@pytest.mark.parametrize("sampling", ["videomae", "stride", "segments"])
+@pytest.mark.parametrize("cache", ["off", "ram"])
+def test_a_part_of_a_file_stays_within_its_seconds(videos, sampling, cache):
+    part = Example(videos.examples[0].path, "0@1-2", start_seconds=1.0, end_seconds=2.0)
+    spec = ClipSpec(frames=4, stride_frames=2, size=16, sampling=sampling)
+    for batch in loader(Dataset((part,), may_flip=True), LoaderConfig(6, 3, cache=cache), spec=spec).batches(0, 5):
+        assert batch.seconds.min() >= 1 - 1e-6 and batch.seconds.max() < 2 - 1e-6
+    _, seconds = load_views(part, spec, clips=3)
+    assert seconds.min() >= 1 - 1e-6 and seconds.max() < 2 - 1e-6
+
+
+def test_a_part_that_holds_no_frame_is_an_error(videos):
+    with pytest.raises(VideoError, match=r"no frame lies in the part 50 s to the end; the video lasts 3\.9 s"):
+        load_views(Example(videos.examples[0].path, "x", start_seconds=50.0), SPEC)
+
+
+def test_flip_is_refused_where_the_data_says_no(videos):
+    dataset = Dataset(videos.examples, videos.classes, may_flip=False)
+    with pytest.raises(ConfigError, match=r"augment\.flip is on, but in this data a mirrored clip may show another class"):
+        loader(dataset)
+    loader(dataset, augment=AugmentConfig())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 6, "repeats": 4}, "repeats must divide batch_size"),
+        ({"batch_size": 0}, "repeats must divide"),
+        ({"workers": -1}, "workers is -1"),
+        ({"cache": "disk"}, "unknown loader.cache 'disk'"),
+    ],
+)
+def test_impossible_settings_are_named(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        LoaderConfig(**settings)
+
+
+def test_no_video_is_an_error():
+    with pytest.raises(DataError, match="no video to train on"):
+        loader(Dataset((), may_flip=True))
+
+
+def test_views_go_clip_by_clip_and_crop_by_crop(videos):
+    path = videos.examples[0].path
+    frames, seconds = load_views(path, SPEC, clips=2, crops=3)
+    assert frames.shape == (6, 4, 3, 16, 16) and frames.dtype == torch.uint8
+    assert seconds.shape == (6, 4) and seconds.dtype == torch.float64
+    assert torch.equal(seconds[:3], seconds[:1].expand(3, -1)) and seconds[3, 0] > seconds[0, 0]
+    for clip in range(2):
+        places = [round(float(second) * 10) for second in seconds[3 * clip]]
+        wanted = crop_views(decode(path, places, short_side=16).frames, SPEC, 3)
+        for crop in range(3):
+            assert torch.equal(frames[3 * clip + crop], wanted[crop])
+    centre, _ = load_views(videos.examples[0], SPEC)
+    assert centre.shape == (1, 4, 3, 16, 16)
+
+
+@pytest.mark.parametrize("workers", [0, 2, None])
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_view_batches_are_the_views_of_all_in_order(videos, bad, workers, batch_size):
+    examples = (bad[0], *videos.examples, *bad[1:])
+    batches = list(view_batches(examples, ("b",), SPEC, 2, 3, batch_size, workers))
+    assert all(len(batch.ids) == batch_size for batch in batches[:-2])
+    assert [id for batch in batches for id in batch.ids] == [id for id in "01234" for _ in range(6)]
+    wanted = [load_views(example, SPEC, 2, 3) for example in videos.examples]
+    assert torch.equal(torch.cat([batch.frames for batch in batches]), torch.cat([frames for frames, _ in wanted]))
+    assert torch.equal(torch.cat([batch.seconds for batch in batches]), torch.cat([seconds for _, seconds in wanted]))
+    assert [id for batch in batches for id, _ in batch.skipped] == ["text", "empty", "missing"]
+    labels = [label for batch in batches for label in batch.labels.tolist()]
+    assert labels == [label for example in videos.examples for label in [-1 if example.label == "a" else 0] * 6]
+    assert sum(batch.padded for batch in batches) == 6
+
+
+def test_view_batches_without_classes_or_examples(videos):
+    assert next(view_batches(videos.examples, (), SPEC)).labels is None
+    assert list(view_batches((), (), SPEC)) == []
+
+
+def test_a_cache_keeps_to_its_budget(videos):
+    paths = [example.path for example in videos.examples]
+    sizes = [decoded_bytes(path, 24) for path in paths]
+    assert sizes[3] == 9 * 3 * 24 * 24 and sizes[0] == 40 * 3 * 24 * 36
+    cache = FrameCache(24, "bilinear", sizes[0] + sizes[1])
+    kept = [cache.get(path) for path in paths]
+    assert [clip is not None for clip in kept] == [True, True, False, False, False]
+    assert cache.used_bytes == sizes[0] + sizes[1] == sum(clip.frames.numel() for clip in kept[:2])
+    assert cache.get(paths[0]) is kept[0], "decoded twice"
+    assert estimated_bytes(videos.examples, 24) == sum(sizes)
+    assert 0 < free_bytes() < 2**50
+
+
+def test_one_video_is_decoded_once_however_many_threads_ask(videos):
+    cache = FrameCache(24, "bilinear", 2**30)
+    clips = list(in_order(cache.get, [videos.examples[0].path] * 20, 4))
+    assert all(clip is clips[0] for clip in clips) and cache.used_bytes == clips[0].frames.numel()
+
+
+def test_what_was_decoded_in_threads_is_whole(videos):
+    assert [probe(example.path).frame_count for example in videos.examples] == [frames for frames, _, _ in SIZES]
+
+
+@given(st.lists(st.integers()), st.integers(0, 4))
+def test_workers_keep_the_order(items, workers):
+    assert list(in_order(lambda item: item * 2, items, workers)) == [item * 2 for item in items]
+
+
+def test_an_error_in_a_worker_is_raised(videos):
+    def fail(item: int) -> int:
+        raise ValueError(item)
+
+    with pytest.raises(ValueError, match="3"):
+        list(in_order(fail, [3, 4], 2))
+
+
+def test_seeds_are_the_same_everywhere_and_differ():
+    assert derive(0, "order", 1) == 2002067703672271585
+    seeds = Counter(derive(seed, kind, n) for seed in range(5) for kind in ("order", "clip") for n in range(100))
+    assert max(seeds.values()) == 1 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_real_clips_of_odd_sizes_and_rates(shared):
+    folder = shared / "data" / "fights" / "fight"
+    examples = tuple(Example(str(path), path.name) for path in sorted(Path(folder).glob("*.mp4"))[:6])
+    spec = ClipSpec(frames=8, stride_frames=2, size=32)
+    results = []
+    for cache, workers in (("off", 0), ("ram", 2)):
+        results.append(
+            list(
+                loader(Dataset(examples, may_flip=True), LoaderConfig(6, 2, workers=workers, cache=cache), spec=spec).batches(
+                    0, 3
+                )
+            )
+        )
+    assert_equal(*results)
+    assert all(len(batch.ids) == 6 for batch in results[0])
