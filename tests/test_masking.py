@@ -1,4 +1,4 @@
-"""Masks: counts, leakage and the running cell, against formulas and FACTS of the paper."""
+"""Masks: counts, leakage and the running cell, against formulas and the numbers of the papers."""
 
 import pytest
 import torch

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tubelet.classify import Prediction
+from tubelet.models._model import Model
 from tubelet.records import ClipSpec
 
 
@@ -14,7 +15,7 @@ from tubelet.records import ClipSpec
 class VideoModel:
     """A loaded model. Its network maps a batch of frames to named tensors; predict and embed take video files."""
 
-    network: nn.Module
+    network: Model
     path: str
 
     @property

@@ -111,7 +111,7 @@ class ClipSpec:
         for name in values:
             if name not in known:
                 raise ConfigError(f"unknown clip setting {name!r}{did_you_mean(name, known)} (known: {', '.join(known)})")
-        tuples = {name: tuple(values[name]) for name in ("mean", "std") if name in values}
+        tuples: dict[str, Any] = {name: tuple(values[name]) for name in ("mean", "std") if name in values}
         return cls(**{**values, **tuples})
 
 

@@ -12,7 +12,9 @@ from tubelet.objectives import masked
 from tubelet.records import ClipSpec
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden tensors (../shared/golden) are not beside this checkout")
+needs_golden = pytest.mark.skipif(
+    not GOLDEN.is_dir(), reason="the golden tensors (../shared/golden) are not beside this checkout"
+)
 
 
 def read(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:

@@ -26,7 +26,7 @@ def clips(batch: int = 2, frames: int = 4, height: int = 32, width: int = 32, se
     return torch.randint(0, 256, (batch, frames, 3, height, width), dtype=torch.uint8, generator=generator)
 
 
-# FACTS: parameters in millions and GMAC of the classifiers (400 classes, 16x224x224)
+# Published: parameters in millions and GMAC of the classifiers (400 classes, 16x224x224)
 PUBLISHED = {
     "videomae_small": (22.0, 56.9),
     "videomae_base": (86.5, 180.3),
@@ -54,7 +54,7 @@ def test_pretraining_forward_costs_what_the_paper_says() -> None:
     with torch.device("meta"):
         base = models.build("videomae_base", ClipSpec())
     mask = masking.make("tube", base.grid, 0.9, 1, torch.Generator().manual_seed(0))
-    # 14.06 encoder on 160 tokens + 18.65 decoder blocks on 1568 tokens, plus what FACTS leaves out: embedding 160 tokens,
+    # 14.06 encoder on 160 tokens + 18.65 decoder blocks on 1568 tokens, plus what that leaves out: embedding 160 tokens,
     # the projection and the pixel head
     embedding, projection, head = 160 * 1536 * 768, 160 * 768 * 384, 1408 * 384 * 1536
     assert models.cost(base, mask)["gmacs"] == pytest.approx(14.06 + 18.65 + (embedding + projection + head) / 1e9, rel=1e-3)

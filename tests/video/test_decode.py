@@ -1,11 +1,13 @@
 """Every frame asked for is the frame of a plain sequential decode, on every kind of file that we can make or were given."""
 
 import csv
+import hashlib
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -18,7 +20,7 @@ from tubelet.video import _index
 from tubelet.video.decode import decode, frame_times, probe
 from tubelet.video.write import write_video
 
-ODD_FILES = Path(__file__).parents[3] / "shared" / "data" / "odd_files"
+ODD_FILES = Path(__file__).resolve().parents[3] / "shared" / "data" / "odd_files"
 
 
 def pictures(count: int = 60, height: int = 48, width: int = 64) -> np.ndarray:
@@ -70,13 +72,20 @@ def encode(
     return path
 
 
-def sequential(path: Path) -> tuple[list[np.ndarray], list[float | None]]:
+Picture = tuple[tuple[int, int], bytes]  # (height, width) and a digest of the pixels: whole videos do not fit in memory
+
+
+def digest(pixels: np.ndarray) -> Picture:
+    return pixels.shape[:2], hashlib.blake2b(np.ascontiguousarray(pixels).data).digest()
+
+
+def sequential(path: Path) -> tuple[list[Picture], list[float | None]]:
     """The reference: every frame as RGB, turned as its own metadata says, and its time, by the plainest use of PyAV."""
     frames, times = [], []
     with av.open(str(path)) as container:
         streams = [s for s in container.streams.video if "attached_pic" not in repr(s.disposition)]
         for frame in container.decode(streams[0]):
-            frames.append(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+            frames.append(digest(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))))
             times.append(frame.time)
     return frames, times
 
@@ -84,25 +93,26 @@ def sequential(path: Path) -> tuple[list[np.ndarray], list[float | None]]:
 def assert_like_sequential(path: Path) -> None:
     frames, times = sequential(path)
     info = probe(path)
-    assert info.frame_count == len(frames)
-    assert (info.height, info.width) == frames[0].shape[:2]
-    everything = decode(path)
-    shape = everything.frames.shape[2:]
-    same_size = [i for i, frame in enumerate(frames) if frame.shape[:2] == shape]
-    for i in same_size:
-        assert np.array_equal(everything.frames[i].permute(1, 2, 0).numpy(), frames[i]), f"frame {i} of all"
+    shape = (info.height, info.width)
+    assert info.frame_count == len(frames) and shape == frames[0][0]
+    seconds = frame_times(path)
     rng = np.random.default_rng(0)
-    asked = [[i] for i in {0, len(frames) - 1, *rng.integers(0, len(frames), 12).tolist()}]
+    singles = {0, len(frames) - 1, *rng.integers(0, len(frames), 12 if np.prod(shape) < 100_000 else 3).tolist()}
+    asked = [[number] for number in singles]
     asked += [sorted(rng.integers(0, len(frames), 5).tolist()), rng.integers(0, len(frames), 8).tolist()]
-    asked += [list(range(start, len(frames), 4))[:16] for start in rng.integers(0, len(frames), 4)]
+    asked += [list(range(start, len(frames), 4))[:16] for start in rng.integers(0, len(frames), 3)]
+    asked += [list(range(start, min(start + 50, len(frames)))) for start in range(0, len(frames), 50)]
+    asked += [None] if np.prod(shape) * len(frames) < 1e7 else []
     for numbers in asked:
         clip = decode(path, numbers)
-        assert torch.equal(clip.frames, everything.frames[numbers]), numbers
-        assert torch.equal(clip.seconds, everything.seconds[numbers])
-    assert torch.equal(everything.seconds, frame_times(path))
+        numbers = list(range(len(frames))) if numbers is None else numbers
+        assert torch.equal(clip.seconds, seconds[numbers])
+        for number, pixels in zip(numbers, clip.frames, strict=True):
+            if frames[number][0] == shape:  # frames of another size are scaled to that of the first
+                assert digest(pixels.permute(1, 2, 0).numpy()) == frames[number], (number, numbers)
     known = [t for t in times if t is not None]
-    if len(known) == len(times) and all(b > a for a, b in zip(times, times[1:], strict=False)):
-        assert np.allclose(everything.seconds.numpy(), np.array(times) - times[0], atol=1e-9)
+    if len(known) == len(times) and all(b > a for a, b in pairwise(known)):
+        assert np.allclose(seconds.numpy(), np.array(known) - known[0], atol=1e-9)
 
 
 X264 = {"crf": "20", "preset": "veryfast"}
@@ -164,7 +174,10 @@ MILLI = Fraction(1, 1000)
 KINDS: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "h264": (".mp4", lambda p: encode(p, pictures(), options=X264)),
     "h264 in mkv": (".mkv", lambda p: encode(p, pictures(), options=X264)),
-    "h264 in mov, slow": (".mov", lambda p: encode(p, pictures(), options={"preset": "slow", "bf": "5", "b-pyramid": "normal"})),
+    "h264 in mov, slow": (
+        ".mov",
+        lambda p: encode(p, pictures(), options={"preset": "slow", "bf": "5", "b-pyramid": "normal"}),
+    ),
     "no b pictures": (".mp4", lambda p: encode(p, pictures(), options=X264 | {"bf": "0"})),
     "intra only": (".mp4", lambda p: encode(p, pictures(), options=X264, gop=1)),
     "one frame": (".mp4", lambda p: encode(p, pictures(1), options=X264)),
@@ -253,7 +266,10 @@ KINDS: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "rotated 180": (".mp4", lambda p: encode(p, pictures(20), options=X264, rotation=180)),
     "rotated -90": (".mov", lambda p: encode(p, pictures(20), options=X264, rotation=-90)),
     "two streams": (".mp4", two_streams),
-    "times start again": (".ts", lambda p: joined(p, lambda q, f: encode(q, f, options=X264), pictures(40), pictures(30)[::-1])),
+    "times start again": (
+        ".ts",
+        lambda p: joined(p, lambda q, f: encode(q, f, options=X264), pictures(40), pictures(30)[::-1]),
+    ),
     "size changes": (
         ".h264",
         lambda p: joined(p, lambda q, f: encode(q, f, options=X264), pictures(20), pictures(20, 96, 80)),
@@ -269,3 +285,302 @@ KINDS: dict[str, tuple[str, Callable[[Path], Path]]] = {
 def test_frames_are_those_of_a_sequential_decode(kind: str, tmp_path: Path) -> None:
     suffix, make = KINDS[kind]
     assert_like_sequential(make(tmp_path / f"video{suffix}"))
+
+
+def odd_files() -> list[str]:
+    index = ODD_FILES / "index.csv"
+    if not index.is_file():
+        return []
+    with index.open() as file:
+        return [row["path"] for row in csv.DictReader(file)]
+
+
+@pytest.mark.skipif(not odd_files(), reason=f"no collection of odd files at {ODD_FILES}")
+@pytest.mark.parametrize("name", odd_files())
+def test_odd_files_give_equal_frames_or_one_clear_error(name: str) -> None:
+    path = ODD_FILES / name
+    try:
+        frames, _ = sequential(path)
+        whole = bool(frames)
+    except (av.FFmpegError, IndexError):
+        whole = False
+    if whole:
+        assert_like_sequential(path)
+        return
+    with pytest.raises(VideoError) as caught:
+        decode(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ") and "\n" not in message and len(message) > len(str(path)) + 15
+
+
+@pytest.mark.parametrize("kind", ["h264", "h264 in mkv", "open gop", "hevc", "av1", "vp9 in mp4", "edit list", "variable rate"])
+def test_common_files_are_indexed_without_decoding_and_read_in_place(kind: str, tmp_path: Path) -> None:
+    suffix, make = KINDS[kind]
+    path = str(make(tmp_path / f"video{suffix}"))
+    index = _index.read_index(path)
+    assert index.packet is not None and index.offset is not None
+    for start in range(0, len(index.seconds), 7):
+        decode(path, list(range(start, len(index.seconds), 9))[:4])
+    assert _index.read_index(path) is index  # no answer had to fall back to a decode from the start
+
+
+def test_gop_of_a_wanted_frame_only_is_decoded_and_droppable_packets_are_left_out(tmp_path: Path) -> None:
+    from tubelet.video._pyav import _runs
+
+    index = _index.read_index(str(encode(tmp_path / "v.mp4", pictures(60), options=X264 | {"sc_threshold": "0"}, gop=12)))
+    assert index.entries.tolist() == [0, 12, 24, 36, 48]
+    assert index.packet is not None
+    assert [first for first, _ in _runs(index, [30, 31, 50])] == [24, 48]
+    assert index.droppable.any()
+
+
+def test_mirrored_and_rotated_pictures_are_shown_as_the_matrix_says(tmp_path: Path) -> None:
+    one = 1 << 16
+    frames = pictures(10)
+    plain = decode(encode(tmp_path / "plain.mp4", frames, options=X264)).frames
+    matrices = {  # rows (a b u)(c d v)(x y w) of the display matrix: x' = a x + c y, y' = b x + d y, y downwards
+        "mirrored": ([-one, 0, 0, 0, one, 0, 0, 0, 1 << 30], plain.flip(3)),
+        "upside down": ([one, 0, 0, 0, -one, 0, 0, 0, 1 << 30], plain.flip(2)),
+        "transposed": ([0, one, 0, one, 0, 0, 0, 0, 1 << 30], plain.transpose(2, 3)),
+        "clockwise": ([0, one, 0, -one, 0, 0, 0, 0, 1 << 30], plain.rot90(-1, (2, 3))),
+        "anticlockwise": ([0, -one, 0, one, 0, 0, 0, 0, 1 << 30], plain.rot90(1, (2, 3))),
+    }
+    for name, (matrix, expected) in matrices.items():
+        path = encode(tmp_path / f"{name}.mp4", frames, options=X264, matrix=matrix)
+        assert torch.equal(decode(path).frames, expected), name
+        assert (probe(path).height, probe(path).width) == tuple(expected.shape[2:]), name
+    small = decode(tmp_path / "clockwise.mp4", [3], size=(40, 20)).frames
+    assert small.shape == (1, 3, 40, 20)
+    assert torch.equal(small.rot90(1, (2, 3)), decode(tmp_path / "plain.mp4", [3], size=(20, 40)).frames)
+
+
+def test_cover_pictures_are_not_video_and_do_not_hide_it(tmp_path: Path) -> None:
+    path = tmp_path / "song.mp4"
+    tone_with_cover(path, with_video=False)
+    with pytest.raises(VideoError, match="no video stream"):
+        probe(path)
+    tone_with_cover(path, with_video=True)
+    assert probe(path).frame_count == 12 and probe(path).width == 64
+
+
+def tone_with_cover(path: Path, with_video: bool) -> None:
+    """An mp4 with a tone, a cover picture (an attached picture comes first where the file has no video) and perhaps video."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=30, options=X264) if with_video else None
+        tone = container.add_stream("aac", rate=44100)
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 32, 32, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        if video is not None:
+            video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        picture = av.VideoFrame.from_ndarray(pictures(1, 32, 32)[0], format="rgb24")
+        picture.pts = 0
+        container.mux(cover.encode(picture))
+        container.mux(cover.encode())
+        if video is not None:
+            for frame in pictures(12):
+                container.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(video.encode())
+        silence = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), format="fltp", layout="stereo")
+        silence.sample_rate = 44100
+        container.mux(tone.encode(silence))
+        container.mux(tone.encode())
+
+
+def audio_only(path: Path) -> Path:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        silence = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), format="fltp", layout="stereo")
+        silence.sample_rate = 44100
+        container.mux(stream.encode(silence))
+        container.mux(stream.encode())
+    return path
+
+
+def written(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def part_of(path: Path, share: float, **options: object) -> Path:
+    encode(path, pictures(), **{"options": X264, **options})
+    return written(path, path.read_bytes()[: int(path.stat().st_size * share)])
+
+
+def zeroed(path: Path) -> Path:
+    data = bytearray(encode(path, pictures(), options=X264, container_options={"movflags": "faststart"}).read_bytes())
+    middle = len(data) * 3 // 4
+    data[middle : middle + 3000] = bytes(3000)
+    return written(path, bytes(data))
+
+
+BAD: dict[str, tuple[str, Callable[[Path], Path], str]] = {
+    "missing": ("a.mp4", lambda p: p, "no such file or directory"),
+    "folder": ("a.mp4", lambda p: (p.mkdir(), p)[1], "is a folder"),
+    "zero bytes": ("a.mp4", lambda p: written(p, b""), "empty"),
+    "text": ("a.mp4", lambda p: written(p, b"this is no video\n" * 40), "not a readable video file"),
+    "noise": ("a.mp4", lambda p: written(p, np.random.default_rng(0).bytes(5000)), "not a readable video file|no video"),
+    "playlist": ("a.mp4", lambda p: written(p, b"ffconcat version 1.0\nfile /etc/hostname\n"), "video"),
+    "audio only": ("a.mp4", audio_only, r"no video stream \(the file holds: audio\)"),
+    "cut off mp4": ("a.mp4", lambda p: part_of(p, 0.5), "cut off: .* of .* bytes"),
+    "cut off fast start": (
+        "a.mp4",
+        lambda p: part_of(p, 0.7, container_options={"movflags": "faststart"}),
+        "cut off: .* of .* bytes",
+    ),
+    "cut off mkv": ("a.mkv", lambda p: part_of(p, 0.7), "cut off: .* of .* bytes"),
+    "cut off avi": ("a.avi", lambda p: part_of(p, 0.7, codec="mpeg4", options={}), "cut off: .* of .* bytes"),
+    "only a header": ("a.mp4", lambda p: part_of(p, 0.01), "cut off|not a readable"),
+    "damaged": ("a.mp4", zeroed, "damaged: "),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_files_give_one_line_that_names_the_file_and_the_reason(kind: str, tmp_path: Path) -> None:
+    name, make, expected = BAD[kind]
+    path = make(tmp_path / name)
+    for action in (probe, frame_times, decode, lambda p: decode(p, [0])):
+        with pytest.raises(VideoError, match=expected) as caught:
+            action(path)
+        assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+def test_damage_is_either_noticed_or_changes_nothing(tmp_path: Path) -> None:
+    data = encode(tmp_path / "whole.mp4", pictures(), options=X264, container_options={"movflags": "faststart"}).read_bytes()
+    noticed = 0
+    for seed in range(25):
+        rng = np.random.default_rng(seed)
+        broken = bytearray(data)
+        at = int(rng.integers(len(data) // 3, len(data)))
+        broken[at : at + 4] = rng.bytes(len(broken[at : at + 4]))
+        path = written(tmp_path / f"broken{seed}.mp4", bytes(broken))
+        with av.open(str(path)) as container:
+            container.streams.video[0].codec_context.thread_count = 1  # how damage is concealed depends on the threads
+            reference = []
+            try:
+                for frame in container.decode(video=0):
+                    reference.append(torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1))
+            except av.FFmpegError:
+                noticed += 1
+        for start in range(0, 60, 5):
+            try:
+                clip = decode(path, [start, min(start + 4, 59)])
+            except VideoError as error:
+                assert "damaged" in str(error)
+                noticed += 1
+                continue
+            assert torch.equal(clip.frames[0], reference[start])
+    assert noticed
+
+
+def test_nothing_is_printed_about_bad_or_odd_files(tmp_path: Path) -> None:
+    paths = [zeroed(tmp_path / "zeroed.mp4"), written(tmp_path / "text.mp4", b"no video" * 99)]
+    paths.append(
+        encode(tmp_path / "open.ts", pictures(), options=X264 | {"x264-params": "open-gop=1:keyint=10"}, edit=no_first_key)
+    )
+    code = (
+        "import sys\nfrom tubelet.video.decode import decode\nfrom tubelet.errors import VideoError\n"
+        "for path in sys.argv[1:]:\n    try:\n        decode(path)\n    except VideoError:\n        pass\n"
+    )
+    source = str(Path(_index.__file__).parents[2])
+    env = os.environ | {"PYTHONPATH": source}
+    result = subprocess.run(
+        [sys.executable, "-c", code, *map(str, paths)], capture_output=True, text=True, env=env, check=False
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_a_recording_from_between_key_frames_starts_with_its_first_decodable_frame(tmp_path: Path) -> None:
+    path = encode(tmp_path / "cut.ts", pictures(), options=X264, edit=no_first_key)
+    assert_like_sequential(path)
+    assert probe(path).frame_count == 48
+
+
+def test_probe_tells_what_the_file_holds(tmp_path: Path) -> None:
+    info = probe(encode(tmp_path / "v.mp4", pictures(60), options=X264, rotation=90))
+    assert (info.frame_count, info.width, info.height, info.rotation_degrees) == (60, 48, 64, 90)
+    assert (info.codec, info.pixel_format, info.variable_frame_rate) == ("h264", "yuv420p", False)
+    assert info.fps == pytest.approx(30) and info.duration_seconds == pytest.approx(2)
+    info = probe(encode(tmp_path / "vfr.mp4", pictures(41), options=X264, times=many_times(41)))
+    assert info.variable_frame_rate and info.fps == pytest.approx(30 / 3.25)
+    assert probe(encode(tmp_path / "v.mkv", pictures(30), options=X264)).variable_frame_rate is False  # milliseconds round
+    assert probe(encode(tmp_path / "a.mkv", pictures(10, 64, 64), "libsvtav1", options={"preset": "12"})).codec == "av1"
+    assert probe(encode(tmp_path / "e.mp4", pictures(), options=X264, edit=shift(-17))).frame_count == 43
+
+
+def test_seconds_give_the_frame_shown_then(tmp_path: Path) -> None:
+    path = encode(tmp_path / "v.mp4", pictures(20), options=X264, times=many_times(20))
+    times = frame_times(path)
+    assert times[0] == 0 and times.dtype == torch.float64
+    frames = decode(path).frames
+    middle = [(a + b) / 2 for a, b in zip(times[:-1].tolist(), times[1:].tolist(), strict=True)]
+    clip = decode(path, seconds=middle)
+    assert torch.equal(clip.frames, frames[:-1]) and torch.equal(clip.seconds, times[:-1])
+    assert torch.equal(decode(path, seconds=times).frames, frames)
+    end = probe(path).duration_seconds
+    assert torch.equal(decode(path, seconds=[end, 0.0]).frames, frames[[19, 0]])
+    for wrong in (-0.5, end + 0.1, float("nan")):
+        with pytest.raises(VideoError, match="was asked for, the video shows 0 to"):
+            decode(path, seconds=[wrong])
+
+
+def test_sizes_and_interpolations(tmp_path: Path) -> None:
+    path = encode(tmp_path / "v.mp4", pictures(5, 72, 128), options=X264)
+    whole = decode(path).frames
+    assert decode(path, short_side=36).frames.shape == (5, 3, 36, 64)
+    assert decode(path, short_side=50).frames.shape == (5, 3, 50, 89)
+    assert torch.equal(decode(path, short_side=500).frames, whole)  # never larger than the file
+    assert decode(path, size=(90, 33)).frames.shape == (5, 3, 90, 33)
+    small = torch.nn.functional.interpolate(whole.float(), (36, 64), mode="area")
+    for interpolation in ("bilinear", "bicubic", "area"):
+        scaled = decode(path, size=(36, 64), interpolation=interpolation).frames
+        assert (scaled.float() - small).abs().mean() < 12, interpolation
+    assert decode(path, [1, 2], id="name").id == "name" and decode(path, [1]).id == str(path)
+
+
+def test_asking_for_what_is_not_there(tmp_path: Path) -> None:
+    path = encode(tmp_path / "v.mp4", pictures(5), options=X264)
+    for wrong in ([5], [0, -1], torch.tensor([99])):
+        with pytest.raises(VideoError, match=r"was asked for, the video has 5 \(0 to 4\)"):
+            decode(path, wrong)
+    with pytest.raises(ConfigError, match="both indices and seconds"):
+        decode(path, [0], seconds=[0.0])
+    with pytest.raises(ConfigError, match="both short_side and size"):
+        decode(path, [0], short_side=3, size=(3, 3))
+    with pytest.raises(ConfigError, match="1 pixel or more"):
+        decode(path, [0], short_side=0)
+    with pytest.raises(ConfigError, match="whole numbers"):
+        decode(path, [0.5])
+    with pytest.raises(ConfigError, match="did you mean 'pyav'"):
+        decode(path, [0], backend="pyva")
+    assert decode(path, []).frames.shape == (0, 3, 48, 64)
+
+
+def test_a_file_that_changes_is_indexed_anew(tmp_path: Path) -> None:
+    path = encode(tmp_path / "v.mp4", pictures(10), options=X264)
+    assert probe(path).frame_count == 10
+    encode(path, pictures(14), options=X264)
+    assert probe(path).frame_count == 14
+
+
+def test_names_that_look_like_addresses(tmp_path: Path) -> None:
+    for name in ("a:b.mp4", "http:x.mp4", "50%d.mp4", "ein Löwe ✓.mp4", "-.mp4"):
+        path = tmp_path / name
+        write_video(path, torch.from_numpy(pictures(3)).permute(0, 3, 1, 2))
+        assert decode(path).frames.shape == (3, 3, 48, 64)
+
+
+def test_torchcodec_gives_the_same_frames_or_says_how_to_install_it(tmp_path: Path) -> None:
+    path = encode(tmp_path / "v.mp4", pictures(30), options=X264)
+    try:
+        import torchcodec.decoders  # noqa: F401
+    except (ImportError, OSError, RuntimeError):
+        with pytest.raises(MissingExtraError, match=r"pip install 'tubelet\[torchcodec\]'"):
+            decode(path, [0], backend="torchcodec")
+        return
+    for kind in ("h264", "rotated 90", "mpeg-ts", "edit list", "variable rate", "open gop", "hevc"):
+        suffix, make = KINDS[kind]
+        path = make(tmp_path / f"{kind}{suffix}")
+        ours, theirs = decode(path, [7, 3, 12]), decode(path, [7, 3, 12], backend="torchcodec")
+        assert (ours.frames.float() - theirs.frames.float()).abs().mean() < 2, kind
+        assert torch.equal(ours.seconds, theirs.seconds)

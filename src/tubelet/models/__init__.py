@@ -10,12 +10,12 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tubelet import find
 from tubelet.errors import ConfigError
+from tubelet.models._model import Model
 from tubelet.records import ClipSpec
 
 CLASSES_OF_THE_TABLE = 400  # Kinetics-400, as the papers print their sizes
@@ -27,7 +27,7 @@ def variants() -> dict[str, ModuleType]:
     return {variant: family for family in families for variant in family.VARIANTS}
 
 
-def build(name: str, spec: ClipSpec, class_names: Sequence[str] = (), **options: Any) -> nn.Module:
+def build(name: str, spec: ClipSpec, class_names: Sequence[str] = (), **options: Any) -> Model:
     """A freshly initialised model of a variant (torch's global generator decides the values).
 
     Raises ConfigError for an unknown variant or option, naming the nearest, and for clips the model cannot take.
@@ -37,18 +37,18 @@ def build(name: str, spec: ClipSpec, class_names: Sequence[str] = (), **options:
     takes = list(inspect.signature(type_of(family).__init__).parameters)[4:]
     for option in options:
         find.choose(option, takes, f"option of {name}")
-    model: nn.Module = family.build(name, spec, class_names, **options)
+    model: Model = family.build(name, spec, class_names, **options)
     return model
 
 
-def type_of(family: ModuleType) -> type[nn.Module]:
+def type_of(family: ModuleType) -> type[Model]:
     """The model class of a family: what its `build` is annotated to return."""
     returns = inspect.get_annotations(family.build)["return"]
-    found: type[nn.Module] = getattr(family, returns) if isinstance(returns, str) else returns
+    found: type[Model] = getattr(family, returns) if isinstance(returns, str) else returns
     return found
 
 
-def cost(model: nn.Module, mask: torch.Tensor | None = None) -> dict[str, Any]:
+def cost(model: Model, mask: torch.Tensor | None = None) -> dict[str, Any]:
     """{"params": parameters, "gmacs": 10^9 multiply-adds of a forward pass of one clip}, what papers print as FLOPs.
 
     `gmacs` is counted, not typed in: matrix products, convolutions and attention as the forward pass runs them, on a meta
@@ -76,7 +76,7 @@ def list_models(spec: ClipSpec | None = None) -> list[dict[str, Any]]:
     return rows
 
 
-def build_like(model: nn.Module, **changes: Any) -> nn.Module:
+def build_like(model: Model, **changes: Any) -> Model:
     """A fresh model with the same name, spec, classes and options, but for `changes` (spec=, class_names=, or options)."""
     spec = changes.pop("spec", model.spec)
     class_names = changes.pop("class_names", model.class_names)

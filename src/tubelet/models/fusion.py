@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tubelet.models._model import Model
 from tubelet.records import ClipSpec
 from tubelet.video.normalize import normalize
 
@@ -42,7 +43,7 @@ class Residual(nn.Module):
         return F.relu(y + self.shortcut(x))
 
 
-class SingleFrame(nn.Module):
+class SingleFrame(Model):
     """GroupNorm instead of BatchNorm: a frame's answer does not depend on the other frames of the batch."""
 
     tubelet = (1, 1, 1)

@@ -9,15 +9,24 @@ visible tubelets are normalised and embedded; same mathematics, other key (see t
 B batch, T frames, C colours, H height, W width, N tokens, V visible, M predicted, P values of a token, D width, K classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tubelet.errors import CheckpointError, ConfigError
-from tubelet.models._tokens import Triple, gather, patchify, resize_positions, sine_cosine_positions
-from tubelet.models._transformer import Block, LayerNorm, drop_path_rates
+from tubelet.find import choose
+from tubelet.models._model import Model
+from tubelet.models._tokens import (
+    Triple,
+    gather,
+    patchify,
+    resize_positions,
+    separable_positions,
+    sine_cosine_positions,
+)
+from tubelet.models._transformer import Attention, Block, LayerNorm, drop_path_rates
 from tubelet.records import ClipSpec
 from tubelet.video.normalize import normalize
 
@@ -30,6 +39,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "videomae_base": dict(width=768, depth=12, heads=12, decoder_width=384, decoder_depth=4, decoder_heads=6),
     "videomae_large": dict(width=1024, depth=24, heads=16, decoder_width=512, decoder_depth=12, decoder_heads=8),
     "videomae_huge": dict(width=1280, depth=32, heads=16, decoder_width=640, decoder_depth=12, decoder_heads=8),
+}
+
+
+# "1d" is the paper's: over the number of the token. "3d" learns from far fewer clips.
+POSITIONS: dict[str, Callable[[Triple, int], Tensor]] = {
+    "1d": lambda grid, width: sine_cosine_positions(grid[0] * grid[1] * grid[2], width),
+    "3d": separable_positions,
 }
 
 
@@ -65,19 +81,21 @@ class Decoder(nn.Module):
         return self.head(self.norm(x[:, seen.shape[1] :]))
 
 
-class VideoMAE(nn.Module):
+class VideoMAE(Model):
     """Encoder with either a decoder (pretraining) or a classification head.
 
     patch and tubelet are the pixels and frames of one token. `position_grid` is the token grid the position table was made
-    for; on another grid the table is interpolated. The eps of LayerNorm differ between the original (1e-6) and
-    transformers' weights, so they are stored with the model.
+    for; on another grid the table is interpolated. positions is "1d" or "3d" (see POSITIONS) and first_values "xavier" or
+    "mimetic" (see Attention.init_mimetic): the first of each is the paper's, the second learns from fewer clips. The eps of
+    LayerNorm differ between the original (1e-6) and transformers' weights, so they are stored with the model.
     """
 
     def __init__(
         self, name: str, spec: ClipSpec, class_names: tuple[str, ...] = (), *, width: int, depth: int, heads: int,
         decoder_width: int, decoder_depth: int, decoder_heads: int, decoder: bool = True, patch: int = 16, tubelet: int = 2,
         mlp_ratio: float = 4.0, drop_path: float = 0.0, dropout: float = 0.0, eps: float = 1e-6, norm_eps: float = 1e-6,
-        decoder_norm_eps: float = 1e-6, position_grid: Sequence[int] | None = None,
+        decoder_norm_eps: float = 1e-6, position_grid: Sequence[int] | None = None, positions: str = "1d",
+        first_values: str = "xavier",
     ) -> None:  # fmt: skip
         super().__init__()
         self.name, self.spec, self.class_names = name, spec, class_names
@@ -89,7 +107,8 @@ class VideoMAE(nn.Module):
             width=width, depth=depth, heads=heads, decoder_width=decoder_width, decoder_depth=decoder_depth,
             decoder_heads=decoder_heads, decoder=decoder, patch=patch, tubelet=tubelet, mlp_ratio=mlp_ratio,
             drop_path=drop_path, dropout=dropout, eps=eps, norm_eps=norm_eps, decoder_norm_eps=decoder_norm_eps,
-            position_grid=list(self.position_grid),
+            position_grid=list(self.position_grid), positions=choose(positions, POSITIONS, "positions"),
+            first_values=choose(first_values, ("xavier", "mimetic"), "first_values"),
         )  # fmt: skip
 
         values = tubelet * patch * patch * 3
@@ -124,6 +143,10 @@ class VideoMAE(nn.Module):
         for name, parameter in self.named_parameters():
             if name.endswith(("q_bias", "v_bias")):
                 nn.init.zeros_(parameter)
+        if self.options["first_values"] == "mimetic":
+            for module in self.modules():
+                if isinstance(module, Attention):
+                    module.init_mimetic()
         if self.decoder is not None:
             nn.init.trunc_normal_(self.decoder.mask_token, std=0.02, a=-0.02, b=0.02)
         if self.class_names:
@@ -159,6 +182,7 @@ class VideoMAE(nn.Module):
         out: dict[str, Tensor] = {}
         for number, block in enumerate(self.blocks, start=1):
             if attention and number == self.depth:
+                assert isinstance(block, Block)
                 out["attention"] = block.attn.probabilities(block.norm1(x))
             x = block(x)
             if number in layers:
@@ -180,8 +204,7 @@ class VideoMAE(nn.Module):
         """The fixed position table (N, width) of a token grid on a device."""
         key = (width, grid, device)
         if key not in self._positions:
-            slots, rows, columns = self.position_grid
-            table = sine_cosine_positions(slots * rows * columns, width)
+            table = POSITIONS[self.options["positions"]](self.position_grid, width)
             self._positions[key] = resize_positions(table, self.position_grid, grid).to(device)
         return self._positions[key]
 

@@ -21,10 +21,10 @@ def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The open container and its first video stream that is not a cover picture; decoding is single-threaded.
 
     One thread keeps the result of decoding (of damaged files too) the same everywhere; parallel work is done by file.
-    VideoError: no such file, empty, cut off, not a video, audio only.
+    VideoError: empty, cut off, not a video, audio only.
     """
-    if not os.path.isfile(path):
-        raise VideoError(f"{path}: no such file" if not os.path.isdir(path) else f"{path}: is a folder, not a video file")
+    if os.path.isdir(path):
+        raise VideoError(f"{path}: is a folder, not a video file")
     if os.path.getsize(path) == 0:
         raise VideoError(f"{path}: the file is empty (0 bytes)")
     try:

@@ -10,15 +10,17 @@ F frames in the order they are shown, P packets in the order they are stored.
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import av
 import numpy as np
 from av.container import InputContainer
+from av.sidedata.sidedata import SideData
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import PictureType
 from av.video.stream import VideoStream
@@ -81,7 +83,7 @@ def read_index(path: str, certain: bool = False) -> Index:
     try:
         stat = os.stat(path)
     except OSError as error:
-        raise VideoError(f"{path}: {reason(error)}") from error
+        raise VideoError(f"{path}: {(error.strerror or str(error)).lower()}") from error
     key = (os.path.abspath(path), stat.st_size, stat.st_mtime_ns)
     with _lock:
         if not certain and key in _cache:
@@ -154,7 +156,9 @@ def _scan(path: str, container: InputContainer, stream: VideoStream, codec: str,
                     if scan.frames or not packet.size or (packet.is_keyframe and len(scan.sizes) > 1):
                         raise
                 if scan.incomplete is not None:
-                    raise VideoError(f"{path}: damaged: frame {scan.incomplete} is incomplete, {scan.incomplete} before it are whole")
+                    raise VideoError(
+                        f"{path}: damaged: frame {scan.incomplete} is incomplete, {scan.incomplete} before it are whole"
+                    )
     except av.FFmpegError as error:
         count = f"{len(scan.frames)} frames before it can" if scan.frames else "none before it can either"
         raise VideoError(f"{path}: damaged: packet {len(scan.sizes)} cannot be decoded ({reason(error)}), {count}") from error
@@ -282,7 +286,9 @@ def _orientation(frame: av.VideoFrame) -> tuple[int, bool]:
 
     A stored pixel (x, y), y downwards, is shown at (a x + c y, b x + d y): see libavutil/display.h. Other angles are rounded.
     """
-    matrices = [bytes(data) for data in frame.side_data if data.type == SideDataType.DISPLAYMATRIX]
+    # It iterates over the data, though its type stub, that of a mapping, says names.
+    side_data = cast(Iterable[SideData], frame.side_data)
+    matrices = [bytes(data) for data in side_data if data.type == SideDataType.DISPLAYMATRIX]
     if not matrices:
         return 0, False
     a, b, _, c, d = np.frombuffer(matrices[0], np.int32)[:5].astype(float)

@@ -22,9 +22,7 @@ from tubelet.video._index import Index
 
 SCALING = {"bilinear": Scaling.BILINEAR, "bicubic": Scaling.BICUBIC, "area": Scaling.AREA}
 
-# Damage is an error here rather than concealed: what conceals it is taken from earlier frames, which only a decode from the
-# start has. That decode, which NotAsIndexed leads to, conceals as usual.
-STRICT = {"err_detect": "explode"}
+Fed = tuple[int, av.Packet, av.VideoCodecContext]  # the number of a packet, itself, the decoder to give it to
 
 
 class NotAsIndexed(Exception):
@@ -55,19 +53,19 @@ def _by_packet(path: str, index: Index, wanted: list[int]) -> Iterator[tuple[int
     runs = _runs(index, wanted)
     needed = set(index.packet[wanted].tolist())
     feed = [p for a, b in runs for p in range(a, b + 1) if p in needed or not index.droppable[p]]
-    starts = {a: index.packet_stamp[a] for a, _ in runs}
-    ends = {b for _, b in runs}
+    starts = {first for first, _ in runs}
+    ends = {last for _, last in runs}
     source = _read_packets if index.offset is not None else _demux_packets
-    start = 0
-    for number, packet, decoder in source(path, index, feed):
-        start = starts.get(number, start)
+    shown_from = 0
+    for number, packet, decoder in source(path, index, feed, starts):
+        if number in starts:
+            shown_from = int(index.packet_stamp[number])
         decoded = decoder.decode(packet)
         if number in ends:
             decoded += decoder.decode(None)
-            decoder.flush_buffers()
         for frame in decoded:
             # Concealed damage; frames shown before the start of a run may lack what they lean on, and are not wanted.
-            if frame.is_corrupt and (frame.pts is None or frame.pts >= start):
+            if frame.is_corrupt and (frame.pts is None or frame.pts >= shown_from):
                 raise NotAsIndexed
             if frame.pts in number_of:
                 yield number_of[frame.pts], frame
@@ -93,18 +91,16 @@ def _runs(index: Index, wanted: list[int]) -> list[tuple[int, int]]:
     return runs
 
 
-def _read_packets(path: str, index: Index, feed: list[int]) -> Iterator[tuple[int, av.Packet, av.VideoCodecContext]]:
-    """Packets straight from the file, and a decoder set up as the container would set it up."""
+def _read_packets(path: str, index: Index, feed: list[int], starts: set[int]) -> Iterator[Fed]:
+    """Packets straight from the file, and for every run a fresh decoder set up as the container would set it up.
+
+    Fresh rather than flushed, so that nothing of one run can leak into the next.
+    """
     assert index.offset is not None
-    decoder = av.CodecContext.create(index.decoder, "r")
-    assert isinstance(decoder, av.VideoCodecContext)
-    decoder.options = STRICT
-    decoder.extradata = index.extradata
-    decoder.codec_tag = index.codec_tag
-    decoder.height, decoder.width = index.stored_size
-    decoder.thread_count = 1
     with Path(path).open("rb") as file:
         for number in feed:
+            if number in starts:
+                decoder = _new_decoder(index)
             file.seek(index.offset[number])
             packet = av.Packet(int(index.size[number]))  # allocated by FFmpeg, with the padding its decoders rely on
             packet.update(file.read(packet.size))
@@ -113,7 +109,17 @@ def _read_packets(path: str, index: Index, feed: list[int]) -> Iterator[tuple[in
             yield number, packet, decoder
 
 
-def _demux_packets(path: str, index: Index, feed: list[int]) -> Iterator[tuple[int, av.Packet, av.VideoCodecContext]]:
+def _new_decoder(index: Index) -> av.VideoCodecContext:
+    decoder = av.CodecContext.create(index.decoder, "r")
+    assert isinstance(decoder, av.VideoCodecContext)
+    decoder.extradata = index.extradata
+    decoder.codec_tag = index.codec_tag
+    decoder.height, decoder.width = index.stored_size
+    decoder.thread_count = 1
+    return decoder
+
+
+def _demux_packets(path: str, index: Index, feed: list[int], starts: set[int]) -> Iterator[Fed]:
     """Packets by counting them from the beginning of the file: always the right ones, where seeking by time may not be."""
     with open_video(path) as (container, stream):
         todo = iter(feed)
@@ -121,6 +127,8 @@ def _demux_packets(path: str, index: Index, feed: list[int]) -> Iterator[tuple[i
         packets = (packet for packet in container.demux(stream) if packet.size)
         for number, packet in enumerate(packets):
             if number == target:
+                if number in starts:
+                    stream.codec_context.flush_buffers()
                 yield number, packet, stream.codec_context
                 target = next(todo, None)
             if target is None:
@@ -180,7 +188,6 @@ def _to_rgb(
     scaling = SCALING[interpolation] if (height, width) != (frame.height, frame.width) else None
     rgb = converter.reformat(frame, width, height, "rgb24", interpolation=scaling, threads=1)
     plane = rgb.planes[0]
-    pixels = (
-        np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[:height, : width * 3].reshape(height, width, 3)
-    )
+    lines = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[:height]
+    pixels = lines[:, : width * 3].reshape(height, width, 3)
     return np.rot90(pixels[:, ::-1] if index.mirrored else pixels, index.turns)

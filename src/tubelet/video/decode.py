@@ -1,8 +1,9 @@
 """Frames of a video file: the frame you ask for is the frame that a full sequential decode gives, on every file.
 
-Rules for damaged files: one that is shorter than it says it is, or that holds a packet the decoder refuses, is a VideoError as
-soon as this is noticed, which for mp4 and mkv may be only when a frame near the damage is asked for. Damage that the decoder
-conceals without refusing is shown as it shows it.
+Damaged files are a VideoError as soon as the damage is noticed: a file shorter than it says it is, a packet that the decoder
+refuses, a frame that it marks as corrupt because parts of it are guessed. For mp4 and mkv that may be only when a frame near the
+damage is asked for: an index is made without decoding. What a decoder repairs without a word is not noticed (HEVC headers, at
+times). A recording that begins between two key frames is not damaged: its first frame is the first that can be decoded.
 
 T frames asked for, F frames of the file, C colours, H height, W width.
 """
@@ -98,7 +99,7 @@ def decode(
         raise ConfigError("decode got both indices and seconds: give one of them, or neither for every frame")
     if short_side is not None and size is not None:
         raise ConfigError("decode got both short_side and size: give one of them, or neither for the size of the file")
-    if min((short_side or 1), *(size or (1, 1))) < 1:
+    if any(pixels is not None and pixels < 1 for pixels in (short_side, *(size or ()))):
         raise ConfigError(f"decode got short_side={short_side}, size={size}: both are 1 pixel or more")
     read_frames = BACKENDS[choose(backend, BACKENDS, "video backend")]
     for certain in (False, True):

@@ -73,9 +73,9 @@ def view_indices(
 
 
 def _segments(phase: np.ndarray, spec: ClipSpec, count: int) -> np.ndarray:
-    """One frame from each of T equal segments of `count` frames, at `phase` in [0, 1) of the segment."""
-    numbers = ((np.arange(spec.frames) + phase) * count / spec.frames).astype(np.int64)
-    return numbers.clip(max=count - 1)
+    """One frame from each of T segments of `count` frames, as equal as whole frames allow, at `phase` in [0, 1) of each."""
+    bounds = np.arange(spec.frames + 1) * count // spec.frames
+    return bounds[:-1] + (phase * np.diff(bounds)).astype(np.int64)
 
 
 def _range(video_frames: int, range_frames: tuple[int, int] | None) -> tuple[int, int]:

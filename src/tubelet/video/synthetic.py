@@ -54,8 +54,8 @@ def render(motion: str, generator: torch.Generator, frames: int = 24, size: int 
 
     tint = torch.rand(2, 3, generator=generator)
     tint[1] = (tint[0] + 0.3 + 0.4 * tint[1]) % 1.0  # the thing's tint differs from the ground's in every colour
-    ground = _texture(size, 4, 0.15, tint[0], generator)
-    skin = _texture(48, 3, 0.4, tint[1], generator)
+    ground = _texture(size, 3, 0.2, tint[0], generator)
+    skin = _texture(48, 3, 0.5, tint[1], generator)
     silhouette = _silhouette(48, generator)
     radius = 0.22 + 0.06 * float(torch.rand((), generator=generator))
 
@@ -138,7 +138,7 @@ def _texture(size: int, blobs: int, contrast: float, tint: Tensor, generator: to
     fine = torch.rand(1, 1, 4 * blobs, 4 * blobs, generator=generator)
     smooth = F.interpolate(coarse, size=(size, size), mode="bicubic") - 0.5
     detail = F.interpolate(fine, size=(size, size), mode="bicubic") - 0.5
-    return (tint[:, None, None] + 0.45 * smooth[0] + contrast * detail[0]).clamp(0, 1)
+    return (tint[:, None, None] + contrast * (smooth[0] + 0.5 * detail[0])).clamp(0, 1)
 
 
 def _silhouette(size: int, generator: torch.Generator) -> Tensor:

@@ -61,7 +61,7 @@ def write_gif(path: str | os.PathLike[str], frames: Frames, fps: float = 8) -> N
     path = Path(path)
     pixels = _check(path, frames)
     height, width = pixels.shape[1:3]
-    step = max(2, round(100 / fps))
+    step = max(2, round(100 / _rate(fps)))
     graph = av.filter.Graph()
     source = graph.add_buffer(width=width, height=height, format=av.VideoFormat("rgb24"), time_base=Fraction(1, 100))
     split, palette, use = graph.add("split"), graph.add("palettegen"), graph.add("paletteuse", "dither=bayer:bayer_scale=3")
@@ -90,8 +90,11 @@ def write_gif(path: str | os.PathLike[str], frames: Frames, fps: float = 8) -> N
 
 
 def _rate(fps: float) -> Fraction:
-    """29.97 and 23.976 become 30000/1001 and 24000/1001."""
-    rate = Fraction(fps).limit_denominator(1001)
+    """Frames a second as a fraction; 23.976, 29.97 and 59.94 mean 24000/1001, 30000/1001 and 60000/1001."""
+    whole = round(fps)
+    if whole >= 10 and abs(fps - whole * 1000 / 1001) < 0.002:
+        return Fraction(whole * 1000, 1001)
+    rate = Fraction(fps).limit_denominator(1000)
     if rate <= 0:
         raise VideoError(f"fps is {fps}: it must be above 0")
     return rate

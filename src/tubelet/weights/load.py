@@ -6,15 +6,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from tubelet import models
 from tubelet.errors import CheckpointError, ConfigError
+from tubelet.models._model import Model
 from tubelet.records import ClipSpec
 from tubelet.weights.save import FORMAT
 
 
-def load_model(path: str | Path, device: torch.device | str = "cpu") -> nn.Module:
+def load_model(path: str | Path, device: torch.device | str = "cpu") -> Model:
     """The model stored at `path`, in evaluation mode on `device`.
 
     path is a model folder (`config.json` + `model.safetensors`), a run folder (its `model/`, or while the run is unfinished
@@ -32,10 +33,12 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> nn.Modul
     checkpoints = sorted((path / "checkpoints").glob("step_*.safetensors"))
     if checkpoints:
         return _load_checkpoint(checkpoints[-1], device)
-    raise CheckpointError(f"{path} holds no model: expected config.json and model.safetensors, or a run's model/ or checkpoints/")
+    raise CheckpointError(
+        f"{path} holds no model: expected config.json and model.safetensors, or a run's model/ or checkpoints/"
+    )
 
 
-def rebuild(description: dict[str, Any], where: str | Path) -> nn.Module:
+def rebuild(description: dict[str, Any], where: str | Path) -> Model:
     """A model from `weights.save.describe`'s dict, with weights still to come; CheckpointError when it is not one."""
     try:
         if description["format"] != FORMAT:
@@ -52,10 +55,12 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file ({error}); it may be truncated: copy it again") from error
+        raise CheckpointError(
+            f"{path} is not a readable safetensors file ({error}); it may be truncated: copy it again"
+        ) from error
 
 
-def fill(model: nn.Module, state: dict[str, Tensor], where: str | Path) -> None:
+def fill(model: Model, state: dict[str, Tensor], where: str | Path) -> None:
     """Copy a state dict into a model; CheckpointError naming every missing, left-over and misshapen weight."""
     own = model.state_dict()
     problems = [f"missing {key}" for key in own if key not in state]
@@ -76,7 +81,7 @@ _DROPPED = ("decoder.", "norm.", "fc_norm.", "head.")
 _FRESH = ("fc_norm.", "head.")
 
 
-def transfer(source: nn.Module, target: nn.Module) -> list[str]:
+def transfer(source: Model, target: Model) -> list[str]:
     """Copy the weights of `source` into `target`, and give back the names that keep their first values (the head's).
 
     Made for fine-tuning: the pretraining decoder is left behind, fc_norm and head are new (or carried over when both models
@@ -101,7 +106,7 @@ def transfer(source: nn.Module, target: nn.Module) -> list[str]:
     return fresh
 
 
-def _load_folder(folder: Path, device: torch.device | str) -> nn.Module:
+def _load_folder(folder: Path, device: torch.device | str) -> Model:
     try:
         description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -112,7 +117,7 @@ def _load_folder(folder: Path, device: torch.device | str) -> nn.Module:
     return model.to(device).eval()
 
 
-def _load_checkpoint(path: Path, device: torch.device | str) -> nn.Module:
+def _load_checkpoint(path: Path, device: torch.device | str) -> Model:
     """A training checkpoint: `model.*` tensors, and the description as JSON in the metadata's `model` entry."""
     tensors, metadata = read_tensors(path)
     try:

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import nn
 
 from tubelet.errors import CheckpointError
+from tubelet.models._model import Model
 
 FORMAT = "tubelet-model-1"
 
 
-def describe(model: nn.Module) -> dict[str, Any]:
+def describe(model: Model) -> dict[str, Any]:
     """What rebuilds a model but for its weights, JSON-able: name, options, clip (the ClipSpec) and class_names in order."""
     return {
         "format": FORMAT,
@@ -26,7 +26,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def save(model: nn.Module, folder: str | Path, trained: dict[str, Any] | None = None) -> Path:
+def save(model: Model, folder: str | Path, trained: dict[str, Any] | None = None) -> Path:
     """Write a model folder whole or not at all; `trained` says how it came about. An older one is replaced.
 
     Raises CheckpointError when the folder cannot be written (permissions, no space); then nothing is left behind.

@@ -1,0 +1,88 @@
+"""The `tubelet` command. One file of this folder is one sub-command: its function `command`, named like the file.
+
+`tubelet --help` imports none of them (torch takes seconds to import): a command's summary and arguments are read from
+its source text, and the module is imported when the command is called.
+"""
+
+import ast
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
+
+from tubelet import __version__
+from tubelet.errors import TubeletError
+from tubelet.find import did_you_mean, names
+
+SUMMARY = "From a folder of videos to a trained, evaluated, explained video model."
+
+
+def commands() -> dict[str, str]:
+    """Every command and the module it lives in: the file's name, with `-` for `_`."""
+    return {name.replace("_", "-"): f"tubelet.cli.{name}" for name in names("tubelet.cli")}
+
+
+def make_app() -> App:
+    """The application with every command registered; a module is imported when its command is called."""
+    app = App(
+        name="tubelet",
+        help=SUMMARY,
+        version=__version__,
+        help_format="markdown",
+        result_action="return_value",
+        suppress_keyboard_interrupt=False,
+    )
+    for name, module in commands().items():
+        usage, summary = _described(name, module)
+        # no --empty-... flags beside those that take several values
+        plain = Parameter(negative_iterable=())
+        app.command(f"{module}:command", name=name, help=summary, usage=usage, default_parameter=plain)
+    return app
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command line and return its exit code: 0 done, 2 a mistake the user can mend (one line says which), 130
+    stopped with Ctrl-C. A command may return its own exit code; an error of ours keeps its traceback."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = make_app()(arguments, exit_on_error=False, print_error=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except CycloptsError as error:
+        message = _one_line(error, arguments)
+    except TubeletError as error:
+        message = " ".join(str(error).split())
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (`| head`) has gone; without this the interpreter would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def _described(name: str, module: str) -> tuple[str, str]:
+    """How a command is called and the first line of its docstring, without importing its module."""
+    spec = find_spec(module)
+    assert spec is not None and spec.origin is not None, module
+    body = ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body
+    function = next(node for node in body if isinstance(node, ast.FunctionDef) and node.name == "command")
+    needed = function.args.args[: len(function.args.args) - len(function.args.defaults)]
+    words = [argument.arg.upper() for argument in needed]
+    if function.args.vararg is not None:
+        words.append(f"{function.args.vararg.arg.upper()}...")
+    usage = " ".join(["Usage: tubelet", name, *words, "[OPTIONS]"])
+    return usage, (ast.get_docstring(function) or "").partition("\n")[0]
+
+
+def _one_line(error: CycloptsError, arguments: list[str]) -> str:
+    """What the command line got, what it wanted and the nearest name."""
+    if isinstance(error, UnknownCommandError):
+        got = next((word for word in arguments if not word.startswith("-")), "")
+        return f"unknown command {got!r}{did_you_mean(got, commands())} (known: {', '.join(commands())})"
+    error.verbose = False
+    return " ".join(str(error).split())

@@ -1,0 +1,60 @@
+"""`tubelet embed`: videos as vectors in a Parquet file."""
+
+from typing import Literal
+
+from tubelet.cli._print import emit_json, note
+
+
+def command(
+    model: str,
+    *data: str,
+    out: str = "features.parquet",
+    per: Literal["video", "clip"] = "video",
+    clips: int = 5,
+    batch_size: int = 8,
+    workers: int | None = None,
+    device: str = "auto",
+    json: bool = False,
+) -> None:
+    """Write a vector for every video, or for every clip, with its id and its start and end seconds.
+
+    Parameters
+    ----------
+    model
+        Run folder, model folder or checkpoint.
+    data
+        Video files, folders or tables.
+    out
+        The Parquet file to write: id, path, start_seconds, end_seconds, vector.
+    per
+        "video": one vector per video, the mean over its clips. "clip": one per clip.
+    clips
+        Windows in time per video, spread evenly.
+    batch_size
+        Clips per forward pass.
+    workers
+        Threads that decode. Default: one per core.
+    device
+        "auto", "cpu" or "cuda".
+    json
+        Print a JSON object that says what was written.
+    """
+    from tubelet import datasets
+    from tubelet.features import embed, write_parquet
+    from tubelet.train.device import choose_device
+    from tubelet.weights.load import load_model
+
+    network = load_model(model, choose_device(device))
+    examples = datasets.read_many(data).examples
+    missing: list[dict[str, str]] = []
+
+    def on_missing(id: str, reason: str) -> None:
+        missing.append({"id": id, "reason": reason})
+        note(f"left out: {id}: {reason}")
+
+    rows = write_parquet(out, embed(network, examples, per, clips, batch_size, workers, on_missing), network, per)
+    if json:
+        emit_json({"out": out, "rows": rows, "width": network.width, "per": per, "videos": len(examples), "missing": missing})
+        return
+    print(f"{out}: {rows} vectors of {network.width} values")
+    print(f"{len(examples) - len(missing)} of {len(examples)} videos")

@@ -1,0 +1,60 @@
+"""`tubelet evaluate`: how good a model is, beside what it must beat."""
+
+from tubelet.cli._print import note
+from tubelet.cli._results import print_evaluation
+
+
+def command(
+    model: str,
+    *data: str,
+    split: str = "",
+    clips: int = 5,
+    crops: int = 3,
+    knn: bool = True,
+    linear_probe: bool = True,
+    baseline: bool = True,
+    out: str = "",
+    batch_size: int = 8,
+    workers: int | None = None,
+    device: str = "auto",
+    json: bool = False,
+) -> None:
+    """Measure a model on labelled videos, beside its baselines, and write report.html.
+
+    Parameters
+    ----------
+    model
+        Run folder, model folder or checkpoint.
+    data
+        Folders or tables of labelled videos. Default: what the run was trained on, of which it is judged on the part
+        held out.
+    split
+        Name of the split to evaluate ("val", "test", "fold0", ...), or "all" for every video.
+    clips
+        Windows in time per video.
+    crops
+        Crops of each window: 1 or 3. Probabilities are averaged over clips x crops.
+    knn
+        k-nearest neighbours on frozen features.
+    linear_probe
+        Logistic regression on frozen features.
+    baseline
+        Train the same model from random initialisation on the same budget (in RUN/random_init, resumable).
+    out
+        Folder of the report. Default: the model's run folder, else runs/evaluate_MODEL.
+    batch_size
+        Views per forward pass.
+    workers
+        Threads that decode. Default: one per core.
+    device
+        "auto", "cpu" or "cuda".
+    json
+        Print a JSON object instead of tables.
+    """
+    from tubelet.evaluate.run import Settings, data_of, evaluate
+    from tubelet.train.device import choose_device
+
+    methods = tuple(name for name, wanted in (("linear probe", linear_probe), ("k-NN", knn)) if wanted)
+    settings = Settings(split, clips, crops, methods, baseline, batch_size, workers, str(choose_device(device)))
+    found = evaluate(model, data or data_of(model), out or None, settings, note)
+    print_evaluation(found, json)

@@ -1,0 +1,55 @@
+"""`tubelet pretrain`: learn from unlabelled videos."""
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+FLAGS = ("out", "config", "model", "epochs", "init", "seed", "print_config")
+
+
+def command(
+    *data: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    out: str = "",
+    config: str = "",
+    model: str = "",
+    epochs: float | None = None,
+    init: str = "",
+    seed: int | None = None,
+    print_config: bool = False,
+) -> None:
+    """Learn from a folder of videos without labels (masked autoencoding); the same command resumes.
+
+    Settings that fit the data and the machine are chosen; each can be changed as a dotted flag, for example
+    `--optim.base-lr 1e-3 --clip.size 96`. `--print-config` shows all of them.
+
+    Parameters
+    ----------
+    data
+        Folders or tables of videos. All of them are learned from, unless `--data.train-split` names a split.
+    out
+        The run folder. Default: runs/DATA-pretrain.
+    config
+        A YAML file of settings; flags win over it.
+    model
+        A name from `tubelet models`.
+    epochs
+        How often every video is decoded.
+    init
+        A model to start from: run folder, model folder or checkpoint.
+    seed
+        Every random choice follows from it.
+    print_config
+        Print the whole configuration as YAML and stop.
+    """
+    from tubelet.cli import _settings
+    from tubelet.recipes import pretraining
+    from tubelet.train.loop import train
+
+    paths, dotted = _settings.split(data, FLAGS)
+    named = {"model.name": model, "optim.epochs": epochs, "init": init, "run.seed": seed}
+    settings = _settings.from_file(config) | {k: v for k, v in named.items() if v not in ("", None)} | dotted
+    made = pretraining(paths, out, settings)
+    if print_config:
+        print(made.to_yaml(), end="")
+        return
+    train(made)

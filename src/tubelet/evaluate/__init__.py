@@ -1,0 +1,1 @@
+"""How good a model is: metrics, multi-view, k-NN, linear probe, baselines, and the report that shows them."""

@@ -1,0 +1,95 @@
+"""Linear probe: multinomial logistic regression on frozen features, solved to convergence (no learning rate to tune).
+
+N training videos, M questions, D values per feature, K classes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tubelet.errors import DataError
+from tubelet.evaluate.knn import standardize
+
+L2_CHOICES = (1e-3, 1e-2, 1e-1, 1.0)
+
+
+def fit(features: Tensor, labels: Tensor, classes: int, l2: float, tolerance: float = 1e-7) -> tuple[Tensor, Tensor]:
+    """(weight (K,D), bias (K,)) in float64 that minimise mean cross-entropy + l2/2 * |weight|^2; the bias is not
+    penalised.
+
+    The same as scikit-learn's LogisticRegression with C = 1 / (N * l2). It stops where no gradient is above `tolerance`.
+    """
+    features, labels = features.double(), labels.long()
+    weight = torch.zeros(classes, features.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
+    solver = torch.optim.LBFGS(
+        [weight, bias], max_iter=500, tolerance_grad=tolerance, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        solver.zero_grad()
+        value = torch.nn.functional.cross_entropy(features @ weight.T + bias, labels) + l2 / 2 * weight.square().sum()
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        solver.step(loss)
+    return weight.detach(), bias.detach()
+
+
+def folds(labels: Tensor, groups: Sequence[str | None], count: int = 5) -> Tensor:
+    """int64 (N,): the fold of each video. One group is never in two folds; videos without a group are dealt out
+    class by class."""
+    fold = torch.zeros(len(labels), dtype=torch.long)
+    named = sorted({group for group in groups if group is not None})
+    place = {group: index % count for index, group in enumerate(named)}
+    dealt: dict[int, int] = {}
+    for index, (label, group) in enumerate(zip(labels.tolist(), groups, strict=True)):
+        if group is not None:
+            fold[index] = place[group]
+        else:
+            fold[index] = dealt.get(label, 0) % count
+            dealt[label] = dealt.get(label, 0) + 1
+    return fold
+
+
+def choose_l2(features: Tensor, labels: Tensor, classes: int, groups: Sequence[str | None]) -> float:
+    """The strength of L2_CHOICES with the lowest cross-validated loss on the training videos; 0.1 where they cannot
+    be split."""
+    fold = folds(labels, groups)
+    used = [f for f in fold.unique() if 0 < int((fold == f).sum()) < len(fold)]
+    if len(used) < 2:
+        return 0.1
+    losses = []
+    for l2 in L2_CHOICES:
+        total = 0.0
+        for f in used:
+            train, held = standardize(features[fold != f], features[fold == f])
+            weight, bias = fit(train, labels[fold != f], classes, l2, tolerance=1e-4)  # enough to compare strengths
+            total += float(torch.nn.functional.cross_entropy(held @ weight.T + bias, labels[fold == f], reduction="sum"))
+        losses.append(total)
+    return L2_CHOICES[losses.index(min(losses))]
+
+
+def linear_probe(
+    features: Tensor,
+    labels: Tensor,
+    questions: Tensor,
+    classes: int,
+    l2: float | None = None,
+    groups: Sequence[str | None] | None = None,
+) -> Tensor:
+    """float64 (M,K) probabilities of the questions (M,D), from a probe fitted on features (N,D) with labels (N,).
+
+    l2 None: chosen by 5-fold cross-validation inside the training videos (by group where groups are known). Features
+    are standardised with the training videos' statistics.
+    """
+    if len(features) == 0:
+        raise DataError("the linear probe needs labelled training videos, and got none: give data with a training part")
+    labels = labels.long()
+    if l2 is None:
+        l2 = choose_l2(features, labels, classes, groups if groups is not None else [None] * len(labels))
+    train, asked = standardize(features, questions)
+    weight, bias = fit(train, labels, classes, l2)
+    return (asked @ weight.T + bias).softmax(dim=1)

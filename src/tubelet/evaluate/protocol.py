@@ -1,0 +1,208 @@
+"""A whole evaluation, step by step: classify, compare with baselines, judge frozen features, and turn it all into
+report sections.
+
+Each function gives plain values: rows for the results table, or (pictures, sections) for `report.update`.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tubelet import masking, models
+from tubelet.errors import VideoError
+from tubelet.evaluate import metrics
+from tubelet.evaluate.baselines import chance, majority_class
+from tubelet.evaluate.knn import knn
+from tubelet.evaluate.linear_probe import linear_probe
+from tubelet.evaluate.multiview import Looks, label_numbers
+from tubelet.loading import load_views
+from tubelet.models._model import Model
+from tubelet.records import Example
+from tubelet.show import reconstruction
+from tubelet.show._sheet import pick
+from tubelet.show.confusion import confusion
+from tubelet.show.contact_sheet import contact_sheet
+from tubelet.show.embedding_map import embedding_map
+from tubelet.show.masks import masks
+from tubelet.video.write import write_gif
+
+Row = dict[str, Any]
+Pictures = dict[str, bytes]
+Sections = dict[str, Any]
+
+MISTAKES_SHOWN = 8
+STRIPS_SHOWN = 3
+GIF_FRAMES_PER_SECOND = 6
+
+
+def row(name: str, weights: str, probabilities: Tensor, labels: Tensor, note: str = "") -> Row:
+    """One line of the results table: every number of metrics.score under a name and where the weights come from."""
+    return {"name": name, "weights": weights, "note": note, **metrics.score(probabilities, labels)}
+
+
+def classification_row(looks: Looks, class_names: Sequence[str], weights: str, name: str = "fine-tuned", note: str = "") -> Row:
+    """The results line of a classifier that has looked at labelled videos."""
+    assert looks.probabilities is not None, "a model without classes cannot classify"
+    return row(name, weights, looks.probabilities, label_numbers(looks.examples, class_names), note)
+
+
+def frozen_rows(
+    stored: Looks,
+    asked: Looks,
+    class_names: Sequence[str],
+    weights: str,
+    methods: Sequence[str] = ("k-NN", "linear probe"),
+    features: str = "frozen features",
+) -> list[Row]:
+    """k-NN and linear probe on frozen embeddings: fitted on the videos in `stored`, judged on those in `asked`."""
+    train_labels, labels = label_numbers(stored.examples, class_names), label_numbers(asked.examples, class_names)
+    note = f"{features}, {len(train_labels)} labelled training videos"
+    rows = []
+    if "linear probe" in methods:
+        groups = [example.group for example in stored.examples]
+        answers = linear_probe(stored.embeddings, train_labels, asked.embeddings, len(class_names), groups=groups)
+        rows.append(row("linear probe", weights, answers, labels, note))
+    if "k-NN" in methods:
+        answers = knn(stored.embeddings, train_labels, asked.embeddings, len(class_names))
+        rows.append(row("k-NN", weights, answers, labels, note))
+    return rows
+
+
+def floor_rows(train: Sequence[Example], asked: Sequence[Example], class_names: Sequence[str]) -> list[Row]:
+    """Majority class (of the training videos, of the evaluated ones where there are none) and chance."""
+    labels = label_numbers(asked, class_names)
+    labelled = [example for example in train if example.label is not None]
+    counted = label_numbers(labelled, class_names) if labelled else labels
+    of = "training" if labelled else "evaluated"
+    answers = majority_class(counted, len(class_names)).expand(len(labels), -1)
+    name = class_names[int(answers[0].argmax())]
+    majority = row("majority class", "majority class", answers, labels, f"always {name!r}, the commonest of the {of} videos")
+    return [majority, chance(len(class_names))]
+
+
+def classification_sections(
+    looks: Looks, class_names: Sequence[str], clips: int, crops: int, frame_source: Model
+) -> tuple[Pictures, Sections]:
+    """Confusion matrix, classes, mistakes with their frames, embedding map, missing videos and timing of a classifier.
+
+    frame_source is the model whose ClipSpec says how the frames of mistakes are cut.
+    """
+    assert looks.probabilities is not None
+    class_names = tuple(class_names)
+    labels = label_numbers(looks.examples, class_names)
+    matrix = metrics.confusion_matrix(looks.probabilities, labels)
+    pictures, sections = seen_sections(looks, class_names, clips, crops)
+    for theme in ("light", "dark"):
+        pictures[f"confusion.{theme}.png"] = confusion(matrix.numpy(), class_names, dark=theme == "dark")
+    sections |= {"confusion": matrix.tolist(), "per_class": metrics.per_class(matrix, class_names)}
+    wrong = worst_mistakes(looks, labels, class_names)
+    sections["mistakes"] = wrong
+    if wrong:
+        by_id = {example.id: example for example in looks.examples}
+        shown = []
+        for mistake in wrong:
+            frames, _ = load_views(by_id[mistake["id"]], frame_source.spec, 1, 1)
+            caption = f"{mistake['true']}, taken for {mistake['said']}"
+            sure = f"{mistake['probability']:.0%} sure, {mistake['true_probability']:.0%} for the truth"
+            remark = f"{sure}  ·  {mistake['id']}"
+            shown.append((frames[0], caption, remark))
+        pictures["mistakes.png"] = contact_sheet(shown)
+    return pictures, sections
+
+
+def seen_sections(looks: Looks, class_names: Sequence[str], clips: int, crops: int) -> tuple[Pictures, Sections]:
+    """Embedding map, counts, missing videos and timing: what any model that looked at labelled videos can show."""
+    labels = label_numbers(looks.examples, class_names).tolist()
+    pictures = {
+        f"embedding_map.{theme}.png": embedding_map(looks.embeddings, labels, class_names, dark=theme == "dark")
+        for theme in ("light", "dark")
+    }
+    evaluated, asked = len(looks.examples), len(looks.examples) + len(looks.missing)
+    views = evaluated * clips * crops
+    sections: Sections = {
+        "classes": list(class_names),
+        "data": {"asked": asked, "evaluated": evaluated, "clips": clips, "crops": crops},
+        "missing": [{"id": id, "reason": reason} for id, reason in looks.missing],
+        "timing": {
+            "evaluation (seconds)": looks.seconds_taken,
+            "evaluation (views per second, decoding included)": views / max(looks.seconds_taken, 1e-9),
+        },
+    }
+    return pictures, sections
+
+
+def worst_mistakes(looks: Looks, labels: Tensor, class_names: Sequence[str], shown: int = MISTAKES_SHOWN) -> list[Row]:
+    """The wrong first guesses with the highest probability: id, true, said, probability, true_probability."""
+    assert looks.probabilities is not None
+    sure, said = looks.probabilities.max(dim=1)
+    wrong = (said != labels).nonzero()[:, 0].tolist()
+    wrong.sort(key=lambda index: (-float(sure[index]), looks.examples[index].id))
+    return [
+        {
+            "id": looks.examples[index].id,
+            "true": class_names[int(labels[index])],
+            "said": class_names[int(said[index])],
+            "probability": float(sure[index]),
+            "true_probability": float(looks.probabilities[index, labels[index]]),
+        }
+        for index in wrong[:shown]
+    ]
+
+
+def model_section(model: Model) -> Sections:
+    """What the page says about the model: size, cost and how its clips are cut."""
+    cost = models.cost(model)
+    spec = model.spec.to_dict()
+    return {"name": model.name, "params": cost["params"], "gmacs_per_clip": round(cost["gmacs"], 2), **spec}
+
+
+def pretraining_sections(
+    model: Model,
+    examples: Sequence[Example],
+    normalize_target: bool = True,
+    mask: str = "tube",
+    ratio: float = 0.9,
+    seed: int = 0,
+) -> tuple[Pictures, Sections]:
+    """Masks, reconstruction strips and a moving one, of a few readable examples; nothing for a model without a decoder.
+
+    normalize_target, mask and ratio: as the model was trained.
+    """
+    if getattr(model, "decoder", None) is None:
+        return {}, {}
+    pictures: Pictures = {}
+    rows: list[Row] = []
+    for index in pick(len(examples), 4 * STRIPS_SHOWN):
+        example = examples[index]
+        try:
+            frames, seconds = load_views(example, model.spec, 1, 1)
+        except VideoError:
+            continue  # named and counted by whoever evaluates; a picture can be of another video
+        grid = model.grid_of(*(frames.shape[i] for i in (1, 3, 4)))
+        hidden = masking.make(mask, grid, ratio, 1, torch.Generator().manual_seed(seed + index))[0]
+        made = reconstruction.reconstruct(model, frames[0], hidden, normalize_target)
+        if not rows:
+            pictures["masks.png"] = masks(frames[0], model.tubelet, seed=seed)
+            pictures["reconstruction.gif"] = gif(reconstruction.animation(made))
+        pictures[f"reconstruction_{len(rows)}.png"] = reconstruction.strip(made, seconds[0])
+        rows.append({"id": example.id, "mask": mask, "ratio": ratio, "psnr": made.psnr})
+        if len(rows) == STRIPS_SHOWN:
+            break
+    return pictures, {"reconstructions": rows} if rows else {}
+
+
+def gif(frames: Tensor) -> bytes:
+    """A GIF of frames uint8 (T,C,H,W), as bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "moving.gif"
+        write_gif(path, frames, GIF_FRAMES_PER_SECOND)
+        return path.read_bytes()
+
+
+def labelled(examples: Sequence[Example]) -> list[Example]:
+    """The Examples that have a label."""
+    return [example for example in examples if example.label is not None]

@@ -1,0 +1,141 @@
+"""Videos as vectors: one per video or one per clip, streamed, and written to a Parquet file that says where they
+come from."""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tubelet.errors import CheckpointError, ConfigError, DataError
+from tubelet.evaluate.multiview import View, videos, views
+from tubelet.models._model import Model
+from tubelet.records import Example
+
+Per = Literal["video", "clip"]
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One vector: what of which video it is for. Seconds are the times of the first and last frame looked at.
+
+    vector float32 (D,), the mean over tokens (never over channels); for a whole video also the mean over its clips.
+    """
+
+    id: str
+    path: str
+    start_seconds: float
+    end_seconds: float
+    vector: Tensor
+
+
+def embed(
+    model: Model,
+    examples: Sequence[Example],
+    per: Per = "video",
+    clips: int = 5,
+    batch_size: int = 8,
+    workers: int | None = None,
+    on_missing: Callable[[str, str], None] | None = None,
+) -> Iterator[Feature]:
+    """Features of the readable Examples one after another, in their order; on_missing(id, reason) for the others.
+
+    per "video": one Feature, the mean over `clips` windows spread evenly. per "clip": one Feature for each of the
+    windows. Nothing but the current batch is held in memory.
+    """
+    if per not in ("video", "clip"):
+        raise ConfigError(f"features per {per!r}: it must be 'video' or 'clip'")
+    found = views(model, examples, clips, 1, batch_size, workers, on_missing)
+    for view in videos(found) if per == "video" else found:
+        yield feature(view)
+
+
+def feature(view: View) -> Feature:
+    """The View (or the average of several) as a Feature."""
+    start, end = float(view.seconds.min()), float(view.seconds.max())
+    return Feature(view.example.id, view.example.path, start, end, view.embedding.float())
+
+
+def embed_video(model: Model, path: str | Path, clips: int = 5) -> Tensor:
+    """float32 (D,) of one video file: the mean over `clips` windows. VideoError when it cannot be decoded."""
+    from tubelet.loading import load_views
+
+    frames, _ = load_views(path, model.spec, clips, 1)
+    model.eval()
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        vectors = [model(frames[i : i + 1].to(device))["embedding"][0].double().cpu() for i in range(len(frames))]
+    return torch.stack(vectors).mean(dim=0).float()
+
+
+def fingerprint(model: Model) -> str:
+    """Sixteen hexadecimal digits, a hash of a model's weights: features of two fingerprints must not be compared."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_parquet(path: str | Path, features: Iterable[Feature], model: Model, per: Per = "video", rows: int = 1024) -> int:
+    """Write features to a Parquet file as they come, `rows` to a group; gives the number of rows.
+
+    Columns id, path, start_seconds, end_seconds, vector (fixed-size list of float32). The schema's metadata holds
+    the model's name and fingerprint, its ClipSpec and `per`. The file appears whole or not at all. DataError when
+    there is no feature, CheckpointError where nothing can be written.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = Path(path)
+    about = {
+        "model": model.name,
+        "fingerprint": fingerprint(model),
+        "per": per,
+        "clip": json.dumps(model.spec.to_dict()),
+    }
+    columns = [
+        ("id", pa.string()),
+        ("path", pa.string()),
+        ("start_seconds", pa.float64()),
+        ("end_seconds", pa.float64()),
+    ]
+    schema = pa.schema(
+        [*columns, ("vector", pa.list_(pa.float32(), model.width))],
+        metadata={f"tubelet.{k}": v for k, v in about.items()},
+    )
+
+    def group(held: list[Feature]) -> pa.Table:
+        flat = pa.array(torch.stack([row.vector for row in held]).flatten().numpy())
+        vectors = pa.FixedSizeListArray.from_arrays(flat, model.width)
+        plain = [[getattr(row, name) for row in held] for name, _ in columns]
+        return pa.table([*plain, vectors], schema=schema)
+
+    waiting = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    count, held = 0, []
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with pq.ParquetWriter(waiting, schema) as writer:
+            for row in features:
+                held.append(row)
+                count += 1
+                if len(held) == rows:
+                    writer.write_table(group(held))
+                    held = []
+            if held:
+                writer.write_table(group(held))
+        if count == 0:
+            raise DataError("no video could be read, so there is no feature to write")
+        os.replace(waiting, path)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error}; choose a folder with room, that you may write to") from error
+    finally:
+        with contextlib.suppress(OSError):
+            waiting.unlink()
+    return count

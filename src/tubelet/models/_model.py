@@ -1,0 +1,35 @@
+"""What every model has beside what torch gives it, so that its users can be type-checked. docs/add-a-model.md explains it."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from tubelet.models._tokens import Triple
+from tubelet.records import ClipSpec
+
+
+class Model(nn.Module):
+    """The interface only: no weights, no forward. A family fills it in.
+
+    options rebuilds the model together with name, spec and class_names; grid (tokens of a clip: slots, rows, columns) and
+    grid_of (of any clip) are there where a model can be masked; width is the length of "embedding".
+    """
+
+    name: str
+    spec: ClipSpec
+    class_names: tuple[str, ...]
+    options: dict[str, Any]
+    depth: int
+    width: int
+    tubelet: Triple
+    grid: Triple
+    grid_of: Callable[..., Triple]
+
+    def depth_of(self, parameter: str) -> int:
+        """Where a parameter stands: 0 embedding, 1..depth blocks, depth + 1 what follows."""
+        raise NotImplementedError
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """What stays trainable when everything but the head is frozen."""
+        raise NotImplementedError

@@ -1,0 +1,98 @@
+"""Masked autoencoding: hide most tubelets of a clip, predict their pixels (VideoMAE, arXiv 2203.12602, section 3.2).
+
+B batch, T frames, C colours, H height, W width, N tokens, M predicted tokens, P values of a token, K pixels of a token.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from tubelet import masking
+from tubelet.errors import ConfigError
+from tubelet.find import choose
+from tubelet.models._model import Model
+from tubelet.models._tokens import Triple, gather, patchify
+from tubelet.records import Batch
+
+NEEDS_LABELS = False
+
+DISTANCES = {"mse": F.mse_loss, "l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss}
+
+
+@dataclass(frozen=True)
+class MaskedConfig:
+    """What is hidden and how a prediction is judged.
+
+    mask, ratio       which tokens the encoder does not see (a name in `masking.KINDS`) and which part of them
+    decoder_mask      "" reconstructs every hidden token; "running_cell" (VideoMAE V2) leaves `decoder_ratio` of all tokens
+    decoder_ratio     out of the reconstruction, which makes the decoder cheaper
+    loss              "mse", "l1" or "smooth_l1"
+    normalize_target  each hidden tubelet's pixels are normalised per colour before they are the target; this learns better
+                      features, but the model never learns brightness
+    """
+
+    mask: str = "tube"
+    ratio: float = 0.9
+    decoder_mask: str = ""
+    decoder_ratio: float = 0.5
+    loss: Literal["mse", "l1", "smooth_l1"] = "mse"
+    normalize_target: bool = True
+
+    def __post_init__(self) -> None:
+        choose(self.mask, masking.KINDS, "mask")
+        if self.decoder_mask:
+            choose(self.decoder_mask, masking.KINDS, "decoder mask")
+        choose(self.loss, DISTANCES, "masked loss")
+        for name in ("ratio", "decoder_ratio"):
+            if not 0 < getattr(self, name) < 1:
+                raise ConfigError(f"masked.{name} is {getattr(self, name)}: it must lie between 0 and 1, for example 0.9")
+
+
+Config = MaskedConfig
+
+
+def loss(model: Model, batch: Batch, config: MaskedConfig, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean distance between predicted and true values of the hidden tokens, and {} (the loss says it all)."""
+    return measure(model, batch, config, generator)["loss"].mean(), {}
+
+
+def measure(model: Model, batch: Batch, config: MaskedConfig, generator: Generator) -> dict[str, Tensor]:
+    """{"loss": (B,)}, each clip's mean distance over its hidden and reconstructed tokens. The masks come from `generator`."""
+    device = batch.frames.device
+    clips = len(batch.frames)
+    mask = masking.make(config.mask, model.grid, config.ratio, clips, generator).to(device)
+    decoder_mask = None
+    if config.decoder_mask:
+        decoder_mask = masking.make(config.decoder_mask, model.grid, config.decoder_ratio, clips, generator).to(device)
+    out = model(batch.frames, mask=mask, decoder_mask=decoder_mask)
+    if "prediction" not in out:
+        raise ConfigError(f"{model.name} has no decoder to predict hidden pixels with: pretrain a model without classes")
+    predicted = out["predicted"]
+    distance = distances(out["prediction"], target(batch.frames, predicted, model.tubelet, config.normalize_target), config)
+    if decoder_mask is None:
+        return {"loss": distance.mean(dim=1)}
+    # The running cell also reconstructs tokens that the encoder saw: they teach nothing and are not counted.
+    hidden = mask[predicted].view_as(distance)
+    return {"loss": (distance * hidden).sum(dim=1) / hidden.sum(dim=1).clamp(min=1)}
+
+
+def target(frames: Tensor, predicted: Tensor, tubelet: Triple, normalize: bool) -> Tensor:
+    """What the predicted tokens should be: float32 (B,M,P), values in the order (t, y, x, colour).
+
+    frames (B,T,C,H,W) 0..255, predicted bool (B,N). Pixels in [0,1]; with `normalize`, (x - mean) / (std + 1e-6) per tubelet
+    and colour over its K pixels, with the unbiased variance taken in a second pass, as the original implementation does.
+    """
+    tokens = gather(patchify(frames, tubelet), predicted).float() / 255
+    if not normalize:
+        return tokens
+    pixels = tokens.unflatten(2, (-1, frames.shape[2]))  # (B,M,K,C)
+    pixels = pixels - pixels.mean(dim=2, keepdim=True)
+    variance = pixels.square().sum(dim=2, keepdim=True) / (pixels.shape[2] - 1)
+    return (pixels / (variance.sqrt() + 1e-6)).flatten(2)
+
+
+def distances(prediction: Tensor, wanted: Tensor, config: MaskedConfig) -> Tensor:
+    """(B,M): the mean distance of each token's P values, in float32."""
+    return DISTANCES[config.loss](prediction.float(), wanted, reduction="none").mean(dim=2)

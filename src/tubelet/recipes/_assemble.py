@@ -1,0 +1,78 @@
+"""What a user asked for, on top of the recipe that fits the data and the machine -> one whole configuration."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tubelet import datasets
+from tubelet.errors import CheckpointError, ConfigError
+from tubelet.recipes import finetune, pretrain
+from tubelet.train.config import ModelConfig, TrainConfig, from_dict, read_value, to_dict, with_settings
+from tubelet.train.data import absolute
+from tubelet.train.device import choose_device
+from tubelet.weights.load import load_model
+
+# Model options that follow from the clip, not from the size of the model: they survive a change of `model.name`.
+KEPT_OPTIONS = ("patch", "tubelet", "drop_path", "positions", "first_values")
+
+
+def pretraining(data: Sequence[str], out: str, settings: Mapping[str, Any]) -> TrainConfig:
+    """The run that `tubelet pretrain DATA` with dotted `settings` stands for.
+
+    A run folder that exists already keeps what its recipe chose, so that the same command continues it. Raises ConfigError
+    and DataError.
+    """
+    paths, out = _where(data, out, settings, "pretrain")
+    base = _begun(out)
+    if base is None:
+        dataset = datasets.read_many(paths, settings.get("data.format", "auto"))
+        device = choose_device(settings.get("run.device", "auto")).type
+        base = pretrain.choose(len(dataset.examples), device)(paths, out, dataset)
+    return _changed(base, paths, out, settings)
+
+
+def fine_tuning(source: str | None, data: Sequence[str], out: str, settings: Mapping[str, Any]) -> TrainConfig:
+    """The run that `tubelet finetune SOURCE DATA` stands for; without a source it starts from random first values."""
+    paths, out = _where(data, out, settings, "finetune" if source else "scratch")
+    init = str(Path(source).resolve()) if source else None
+    if source and not Path(source).exists():
+        raise CheckpointError(f"no model at {source}: name a run folder, a model folder or a checkpoint, or `none`")
+    base = _begun(out)
+    if base is None:
+        dataset = datasets.labelled(datasets.read_many(paths, settings.get("data.format", "auto")))
+        device = choose_device(settings.get("run.device", "auto")).type
+        if source:
+            network = load_model(source)
+            model, clip = ModelConfig(network.name, dict(network.options)), network.spec
+        else:
+            twin = pretrain.choose(len(dataset.examples), device)(paths, out, dataset)
+            model, clip = ModelConfig(twin.model.name, {**twin.model.options, "drop_path": 0.0}), twin.clip
+        base = finetune.choose(len(dataset.examples), device)(paths, out, dataset, model, clip)
+    return _changed(base, paths, out, {"init": init, **settings})
+
+
+def _where(data: Sequence[str], out: str, settings: Mapping[str, Any], what: str) -> tuple[list[str], str]:
+    """The data paths (of the command, else of the settings) and the run folder."""
+    paths = list(data) or list(read_value(tuple[str, ...], settings.get("data.train", ()), "data.train"))
+    if not paths:
+        raise ConfigError("no data given: name at least one folder of videos or table")
+    if out:
+        return paths, out
+    place = Path(paths[0]).resolve()
+    name = place.parent.name if place.is_file() else place.name
+    return paths, str(Path("runs") / f"{name}-{what}")
+
+
+def _begun(out: str) -> TrainConfig | None:
+    """The configuration of a run that has begun in this folder."""
+    path = Path(out) / "config.yaml"
+    return TrainConfig.from_yaml(path) if path.exists() else None
+
+
+def _changed(base: TrainConfig, paths: Sequence[str], out: str, settings: Mapping[str, Any]) -> TrainConfig:
+    values = to_dict(base)
+    name = settings.get("model.name", base.model.name)
+    if name != base.model.name and "model.options" not in settings:
+        values["model"]["options"] = {k: v for k, v in base.model.options.items() if k in KEPT_OPTIONS}
+    changed = with_settings(from_dict(TrainConfig, values), {**settings, "data.train": list(paths), "out": out})
+    return TrainConfig(**{**vars(changed), "data": absolute(changed.data)})

@@ -1,0 +1,127 @@
+"""The command line as a whole, in real processes: what it prints, on which stream, and with which exit code."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tubelet.cli import commands, main, make_app
+from tubelet.cli._print import emit_json, table
+
+COMMANDS = list(commands())
+
+
+def tubelet(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # type: ignore[call-overload, no-any-return]
+        [sys.executable, "-m", "tubelet", *arguments], capture_output=True, text=True, timeout=120, **options
+    )
+
+
+def one_error(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line on stderr of a command that failed as it should."""
+    assert done.returncode == 2, done
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+def test_the_commands_are_these() -> None:
+    known = {"embed", "evaluate", "finetune", "inspect", "models", "predict", "pretrain", "demo"}
+    assert set(COMMANDS) == known
+
+
+def test_help_lists_every_command_with_its_summary() -> None:
+    done = tubelet("--help")
+    assert done.returncode == 0 and done.stderr == ""
+    for name in COMMANDS:
+        assert f"│ {name} " in done.stdout
+
+
+def test_help_imports_no_command_and_no_torch() -> None:
+    code = (
+        "import sys; from tubelet.cli import main; main(['--help'])\n"
+        "print([name for name in sys.modules if name == 'torch' or name.startswith('tubelet.cli.')], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "[]\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_for_every_flag(name: str) -> None:
+    app = make_app()[name]
+    assert app.help, f"tubelet {name} has no summary"
+    for argument in app.assemble_argument_collection(parse_docstring=True):
+        if argument.show and argument.parse:
+            assert argument.parameter.help, f"tubelet {name} {argument.name} is not described"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_unknown_flag_is_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--no-such-flag", "1"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1
+    assert printed.err.startswith("error: ") and "--no-such-flag" in printed.err
+
+
+def test_an_unknown_command_names_the_nearest() -> None:
+    message = one_error(tubelet("pretrian", "videos"))
+    assert "unknown command 'pretrian': did you mean 'pretrain'?" in message
+    assert one_error(tubelet("xyzzy")).startswith("error: unknown command 'xyzzy' (known: ")
+
+
+def test_an_unknown_flag_names_the_nearest() -> None:
+    assert one_error(tubelet("models", "--jsno")) == "error: Unknown option: --jsno. Did you mean --json?\n"
+
+
+def test_version() -> None:
+    from tubelet import __version__
+
+    assert tubelet("--version").stdout == f"{__version__}\n"
+
+
+def test_models_prints_the_published_sizes() -> None:
+    done = tubelet("models", "--json")
+    assert done.returncode == 0 and done.stderr == ""
+    rows = {row["name"]: row for row in json.loads(done.stdout)}
+    published = {  # VideoMAE's model zoo: millions of parameters, GMAC at 16x224x224, 400 classes
+        "videomae_small": (22.0, 56.9),
+        "videomae_base": (86.5, 180.3),
+        "videomae_large": (304.3, 596.8),
+        "videomae_huge": (632.1, 1191),
+    }
+    for name, (params, gmacs) in published.items():
+        row = rows[name]
+        assert round(row["params"] / 1e6, 1) == params
+        assert row["gmacs"] == pytest.approx(gmacs, abs=0.06 if gmacs < 1000 else 0.6)
+        assert (row["frames"], row["size"]) == (16, 224)
+    shown = tubelet("models").stdout
+    assert all(name in shown for name in rows)
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    shell = f"{sys.executable} -m tubelet models | true"
+    assert subprocess.run(["bash", "-c", shell], capture_output=True, text=True).stderr == ""
+
+
+def test_table_aligns_text_left_and_numbers_right(capsys: pytest.CaptureFixture[str]) -> None:
+    table(
+        [{"name": "a", "top1": 0.5, "n": 1}, {"name": "long", "top1": None, "n": 22}],
+        {"name": "name", "top1": "top-1", "n": "n"},
+    )
+    assert capsys.readouterr().out.splitlines() == [
+        "name  top-1   n",
+        "----  -----  --",
+        "a       0.5   1",
+        "long      -  22",
+    ]
+
+
+def test_table_of_nothing_prints_its_headings(capsys: pytest.CaptureFixture[str]) -> None:
+    table([], ["a", "b"])
+    assert capsys.readouterr().out == "a  b\n-  -\n"
+
+
+def test_json_refuses_what_is_not_json() -> None:
+    with pytest.raises(ValueError):
+        emit_json(float("nan"))

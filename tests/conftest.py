@@ -1,0 +1,41 @@
+"""What tests share: one thread per test process, tiny real videos made on the spot, and the way to data beside the clone."""
+
+import os
+from pathlib import Path
+
+# Several test processes share the cores. Set before torch is imported, and inherited by the processes that tests start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers() -> None:
+    """Tests that draw from torch's global generator draw the same values in any order."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def motion_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real MP4 files of 16 frames of 32x32: train/ (4 a class) and val/ (2 a class) of two classes, 4 in unlabelled/."""
+    from tubelet.video.synthetic import write_motion_set
+
+    folder = tmp_path_factory.mktemp("motion")
+    return write_motion_set(folder, ("translate_left", "translate_right"), train=4, val=2, unlabelled=4, frames=16, size=32)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real videos and reference tensors that may lie beside the clone; the test is skipped where they do not."""
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("no folder `shared` with real videos and reference tensors beside the repository")
+    return folder

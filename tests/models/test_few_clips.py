@@ -1,0 +1,55 @@
+"""What helps a VideoMAE that sees few clips: separable positions and mimetic first values."""
+
+import numpy as np
+import pytest
+import torch
+
+from tubelet import models
+from tubelet.errors import ConfigError
+from tubelet.models import _tokens
+from tubelet.models._transformer import Attention
+from tubelet.records import ClipSpec
+
+SIZES = dict(width=48, depth=2, heads=3, decoder_width=24, decoder_depth=1, decoder_heads=3, patch=8)
+SPEC = ClipSpec(frames=4, size=32)
+
+
+def test_separable_positions_against_the_formula() -> None:
+    table = _tokens.separable_positions((2, 3, 4), 20).view(2, 3, 4, 20).numpy()
+    widths, first = (6, 6, 8), (0, 6, 12)
+    for t, y, x in np.ndindex(2, 3, 4):
+        for axis, place in enumerate((t, y, x)):
+            for channel in range(widths[axis]):
+                angle = place / 100 ** (2 * (channel // 2) / widths[axis])
+                wanted = np.sin(angle) if channel % 2 == 0 else np.cos(angle)
+                assert table[t, y, x, first[axis] + channel] == pytest.approx(wanted, abs=1e-6)
+
+
+def test_tokens_at_one_place_look_alike() -> None:
+    table = _tokens.separable_positions((4, 4, 4), 48).view(4, 16, 48)
+    same_place = torch.nn.functional.cosine_similarity(table[0], table[1], dim=-1).mean()
+    other_place = torch.nn.functional.cosine_similarity(table[0], table[1].roll(5, dims=0), dim=-1).mean()
+    assert same_place > other_place + 0.05
+
+
+def test_mimetic_first_values_attend_to_what_is_alike() -> None:
+    torch.manual_seed(0)
+    attention = Attention(48, 3)
+    attention.init_mimetic()
+    for head in range(3):
+        rows = slice(16 * head, 16 * head + 16)
+        product = attention.qkv.weight[:48][rows].T @ attention.qkv.weight[48:96][rows]
+        diagonal, rest = product.diagonal().mean(), product[~torch.eye(48, dtype=torch.bool)].abs().mean()
+        assert diagonal > 3 * rest
+    through = attention.proj.weight @ attention.qkv.weight[96:]
+    assert through.diagonal().mean() == pytest.approx(-0.4, abs=0.1)
+
+
+def test_the_options_are_kept_and_checked() -> None:
+    model = models.build("videomae_tiny", SPEC, **SIZES, positions="3d", first_values="mimetic")
+    again = models.build_like(model)
+    assert torch.equal(again.positions(48, (2, 4, 4), torch.device("cpu")), _tokens.separable_positions((2, 4, 4), 48))
+    with pytest.raises(ConfigError, match="unknown positions '2d'"):
+        models.build("videomae_tiny", SPEC, **SIZES, positions="2d")
+    with pytest.raises(ConfigError, match="unknown first_values 'zeros'"):
+        models.build("videomae_tiny", SPEC, **SIZES, first_values="zeros")

@@ -1,0 +1,101 @@
+"""Features: one vector per video or clip, streamed into a Parquet file that says where they come from."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from tubelet import datasets, features, models
+from tubelet.errors import CheckpointError, ConfigError, DataError
+from tubelet.loading import load_views
+from tubelet.records import ClipSpec, Example
+
+SPEC = ClipSpec(frames=4, stride_frames=2, size=32)
+
+
+@pytest.fixture(scope="module")
+def model() -> torch.nn.Module:
+    torch.manual_seed(1)
+    return models.build("videomae_tiny", SPEC, depth=2, patch=8).eval()
+
+
+@pytest.fixture(scope="module")
+def examples(motion_folder) -> tuple[Example, ...]:
+    return tuple(e for e in datasets.read(motion_folder).examples if e.split == "val")
+
+
+def test_a_feature_is_the_mean_over_tokens_and_a_videos_the_mean_over_clips(model, examples):
+    per_clip = list(features.embed(model, examples, "clip", clips=3))
+    per_video = list(features.embed(model, examples, "video", clips=3))
+    assert len(per_clip) == 3 * len(examples) and [f.id for f in per_video] == [e.id for e in examples]
+    for index, example in enumerate(examples):
+        frames, seconds = load_views(example, SPEC, 3)
+        with torch.no_grad():
+            expected = model(frames)["tokens"].mean(dim=1)  # (3,D)
+        for clip, row in enumerate(per_clip[3 * index : 3 * index + 3]):
+            torch.testing.assert_close(row.vector, expected[clip])
+            assert (row.start_seconds, row.end_seconds) == (float(seconds[clip, 0]), float(seconds[clip, -1]))
+            assert row.vector.dtype == torch.float32 and row.vector.shape == (192,)
+        torch.testing.assert_close(per_video[index].vector, expected.mean(dim=0))
+        assert per_video[index].end_seconds == float(seconds.max())
+        torch.testing.assert_close(features.embed_video(model, example.path, clips=3), expected.mean(dim=0))
+
+
+def test_what_is_written_is_read_back_with_the_model_and_clip_it_came_from(model, examples, tmp_path):
+    path = tmp_path / "new" / "features.parquet"
+    rows = list(features.embed(model, examples, "clip", clips=2))
+    assert features.write_parquet(path, iter(rows), model, "clip", rows=3) == len(rows)
+    table = pq.read_table(path)
+    assert table.column_names == ["id", "path", "start_seconds", "end_seconds", "vector"]
+    assert table["id"].to_pylist() == [row.id for row in rows]
+    np.testing.assert_array_equal(np.stack(table["vector"].to_pylist()), torch.stack([row.vector for row in rows]))
+    about = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
+    assert about["tubelet.model"] == "videomae_tiny" and about["tubelet.per"] == "clip"
+    assert about["tubelet.fingerprint"] == features.fingerprint(model)
+    assert ClipSpec.from_dict(json.loads(about["tubelet.clip"])) == SPEC
+    assert [p.name for p in path.parent.iterdir()] == ["features.parquet"], "nothing temporary is left"
+
+
+def test_a_fingerprint_changes_with_any_weight():
+    torch.manual_seed(0)
+    model = models.build("videomae_tiny", SPEC, depth=1, patch=8)
+    before = features.fingerprint(model)
+    assert features.fingerprint(model) == before
+    with torch.no_grad():
+        next(iter(model.parameters())).view(-1)[0] += 1e-6
+    assert features.fingerprint(model) != before
+
+
+def test_unreadable_videos_are_left_out_and_named(model, examples, tmp_path):
+    (tmp_path / "bad.mp4").write_text("not a video")
+    bad, missing = Example(str(tmp_path / "bad.mp4"), "bad"), []
+    rows = list(features.embed(model, [bad, examples[0]], on_missing=lambda *pair: missing.append(pair)))
+    assert [row.id for row in rows] == [examples[0].id] and [id for id, _ in missing] == ["bad"]
+    path = tmp_path / "features.parquet"
+    with pytest.raises(DataError, match="no video could be read"):
+        features.write_parquet(path, features.embed(model, [bad]), model)
+    assert not path.exists()
+
+
+def test_an_old_file_survives_a_failed_write(model, examples, tmp_path):
+    path = tmp_path / "features.parquet"
+    features.write_parquet(path, features.embed(model, examples), model)
+    before = path.read_bytes()
+
+    def breaks():
+        yield from features.embed(model, examples[:1])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        features.write_parquet(path, breaks(), model)
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_what_cannot_be_done_is_said(model, examples, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot write"):
+        features.write_parquet(tmp_path / "file" / "x.parquet", features.embed(model, examples), model)
+    with pytest.raises(ConfigError, match="must be 'video' or 'clip'"):
+        list(features.embed(model, examples, "frame"))  # type: ignore[arg-type]

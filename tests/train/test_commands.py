@@ -1,0 +1,112 @@
+"""`tubelet pretrain` and `tubelet finetune`: words become one whole configuration, mistakes become one line."""
+
+import io
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tubelet import cli
+from tubelet.cli import _settings
+from tubelet.errors import ConfigError
+from tubelet.train.config import TrainConfig, from_dict
+
+FLAGS = ("out", "epochs")
+TINY = ["--clip.size", "32", "--clip.frames=4", "--optim.steps", "2", "--loader.workers", "0", "--run.device", "cpu",
+        "--model.options", "{patch: 8, width: 32, heads: 2, depth: 1}"]  # fmt: skip
+
+
+def run(*words: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of one command line."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = cli.main([str(word) for word in words])
+    return code, out.getvalue(), err.getvalue()
+
+
+def printed(*words: object) -> TrainConfig:
+    """The configuration that a command stands for."""
+    code, out, err = run(*words, "--print-config")
+    assert code == 0, err
+    return from_dict(TrainConfig, yaml.safe_load(out))
+
+
+def test_words_are_split_into_paths_and_settings() -> None:
+    line = "a --optim.base-lr 1e-3 --clip.size=64 --run.compile c --augment.flip false --model.options.depth 3"
+    settings = {"optim.base_lr": "1e-3", "clip.size": "64", "run.compile": "true", "augment.flip": "false"}
+    assert _settings.split(line.split(), FLAGS) == (["a", "c"], {**settings, "model.options.depth": "3"})
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["--optim.base-rl", "1"], "unknown setting 'optim.base_rl': did you mean 'optim.base_lr'"),
+    (["--epoch", "3"], "unknown flag '--epoch': did you mean 'epochs'"),
+    (["-o", "x"], "unknown flag '-o': flags begin with two dashes"),
+    (["--clip.size"], "--clip.size needs a value"),
+])  # fmt: skip
+def test_words_that_mean_nothing(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        _settings.split(words, FLAGS)
+
+
+def test_no_flag_but_the_folder(motion_folder: Path) -> None:
+    config = printed("pretrain", motion_folder)
+    assert config.objective == "masked" and config.data.train == (str(motion_folder.resolve()),)
+    assert Path(config.out).name == f"{motion_folder.name}-pretrain"
+    assert config.clip.window_frames <= 16  # what the median video holds
+    assert config.loader.repeats > 1
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_recipe(motion_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text(
+        "optim:\n  base_lr: 0.5\n  accumulate: 3\nrun: {seed: 4}\nmodel:\n  options: {patch: 4}\n"
+    )
+    config = printed(
+        "pretrain", motion_folder, "--config", tmp_path / "settings.yaml", "--seed", 9, "--optim.base-lr", "0.25", "--epochs", 7
+    )
+    assert (config.optim.base_lr, config.optim.accumulate, config.run.seed, config.optim.epochs) == (0.25, 3, 9, 7)
+    assert config.model.options == {"patch": 4}
+
+
+def test_another_model_leaves_the_recipes_sizes_behind(motion_folder: Path) -> None:
+    assert printed("pretrain", motion_folder, "--model", "videomae_base", "--run.device", "cpu").model.options == {"patch": 8}
+
+
+def test_a_whole_job_from_the_command_line(motion_folder: Path, tmp_path: Path) -> None:
+    code, out, err = run("pretrain", motion_folder, "--out", tmp_path / "p", *TINY)
+    assert code == 0 and out == "", err
+    code, out, err = run("finetune", tmp_path / "p", motion_folder, "--out", tmp_path / "f", "--freeze", "--optim.steps", 2)
+    assert code == 0 and out == "", err
+    assert "all but the head is frozen: 66 parameters are trained" in err
+    assert TrainConfig.from_yaml(tmp_path / "f" / "config.yaml").clip.size == 32  # the model's own preprocessing
+    code, _, err = run("finetune", tmp_path / "p", motion_folder, "--out", tmp_path / "f", "--freeze", "--optim.steps", 2)
+    assert code == 0 and "is finished" in err
+    code, _, err = run("finetune", tmp_path / "p", motion_folder, "--out", tmp_path / "f", "--freeze", "--optim.steps", 3)
+    assert code == 2 and "optim.steps was 2, is 3" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["none"], ["--from-scratch"]])
+def test_from_random_first_values(motion_folder: Path, tmp_path: Path, words: list[str]) -> None:
+    config = printed("finetune", *words, motion_folder, "--out", tmp_path / "run", "--run.device", "cpu")
+    assert config.init is None and config.objective == "classify" and config.model.options["drop_path"] > 0
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["pretrain"], "no data given"),
+    (["finetune"], "no model named: tubelet finetune MODEL DATA"),
+    (["finetune", "none"], "no data given"),
+    (["finetune", "nowhere", "DATA"], "no model at nowhere"),
+    (["pretrain", "nowhere"], "nowhere"),
+    (["pretrain", "DATA", "--epoch", "3"], "unknown flag '--epoch': did you mean 'epochs'"),
+    (["pretrain", "DATA", "--optim.epoch", "3"], "did you mean 'optim.epochs'"),
+    (["pretrain", "DATA", "--model", "videomae_bas"], "did you mean 'videomae_base'"),
+    (["pretrain", "DATA", "--masked.mask", "tub"], "did you mean 'tube'"),
+    (["pretrain", "DATA", "--run.device", "tpu"], "device 'tpu' cannot be used here"),
+    (["pretrain", "DATA", "--data.train-split", "tran"], "no split 'tran' in this data"),
+    (["pretrain", "DATA", "--model.options.widht", "3"], "did you mean 'width'"),
+    (["pretrain", "DATA", "--config", "nowhere.yaml"], "cannot read the settings in nowhere.yaml"),
+])  # fmt: skip
+def test_mistakes_are_one_line_and_exit_code_2(motion_folder: Path, tmp_path: Path, words: list[str], message: str) -> None:
+    code, _, err = run(*[motion_folder if word == "DATA" else word for word in words], "--out", tmp_path / "run")
+    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1, err
+    assert message in err
