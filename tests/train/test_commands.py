@@ -69,7 +69,8 @@ def test_flags_win_over_the_file_and_the_file_over_the_recipe(motion_folder: Pat
 
 
 def test_another_model_leaves_the_recipes_sizes_behind(motion_folder: Path) -> None:
-    assert printed("pretrain", motion_folder, "--model", "videomae_base", "--run.device", "cpu").model.options == {"patch": 8}
+    options = printed("pretrain", motion_folder, "--model", "videomae_base", "--run.device", "cpu").model.options
+    assert options["patch"] == 8 and not options.keys() & {"width", "depth", "heads", "decoder_width", "decoder_depth"}
 
 
 def test_a_whole_job_from_the_command_line(motion_folder: Path, tmp_path: Path) -> None:

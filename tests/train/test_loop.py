@@ -294,6 +294,14 @@ def test_no_readable_video(tmp_path: Path) -> None:
         train(config)
 
 
+def test_no_readable_validation_video(finetune_config: Make, motion_folder: Path, tmp_path: Path) -> None:
+    for label in ("translate_left", "translate_right"):
+        (tmp_path / "val" / label).mkdir(parents=True)
+        (tmp_path / "val" / label / "a.mp4").write_bytes(b"no video")
+    with pytest.raises(DataError, match="not one of the validation videos can be read"):
+        train(finetune_config(data__val=[str(tmp_path / "val")]))
+
+
 def test_an_unreadable_video_is_left_out_and_counted(
     motion_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
