@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tubelet import masking
@@ -20,8 +20,9 @@ grids = st.tuples(st.integers(2, 8), st.integers(2, 10), st.integers(2, 10))
 
 @given(kind=st.sampled_from(sorted(masking.KINDS)), grid=grids, ratio=st.floats(0.26, 0.74), seed=st.integers(0, 99))
 def test_every_mask_hides_the_same_count_in_every_sample(kind: str, grid: masking.Grid, ratio: float, seed: int) -> None:
-    mask = masking.make(kind, grid, ratio, 3, generator(seed))
     slots, height, width = grid
+    assume(kind != "frame" or int(ratio * slots) > 0)  # the error for that has its own test
+    mask = masking.make(kind, grid, ratio, 3, generator(seed))
     assert mask.dtype == torch.bool and mask.shape == (3, slots * height * width)
     assert len(set(mask.sum(dim=1).tolist())) == 1
     per_slot = mask.view(3, slots, -1).sum(dim=2)
