@@ -42,7 +42,7 @@ def test_mimetic_first_values_attend_to_what_is_alike() -> None:
         diagonal, rest = product.diagonal().mean(), product[~torch.eye(48, dtype=torch.bool)].abs().mean()
         assert diagonal > 3 * rest
     through = attention.proj.weight @ attention.qkv.weight[96:]
-    assert float(through.diagonal().mean()) == pytest.approx(-0.4, abs=0.1)
+    assert through.diagonal().mean().item() == pytest.approx(-0.4, abs=0.1)
 
 
 def test_the_options_are_kept_and_checked() -> None:
