@@ -1,6 +1,7 @@
 """A prediction is the average of the views' probabilities, with the times that were looked at."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -78,3 +79,12 @@ def test_what_cannot_be_answered_is_said(model, video, tmp_path):
     torch.nn.init.constant_(broken.head.bias, float("nan"))
     with pytest.raises(CheckpointError, match="answers NaN"):
         predict(broken, video)
+
+
+def test_one_crop_is_the_default_where_the_whole_frame_is_squeezed(video, tmp_path):
+    assert predict(models.build("videomae_tiny", SPEC, CLASSES, depth=1, patch=8), video, clips=1).crops == 3
+    squeezed = models.build("videomae_tiny", replace(SPEC, fit="stretch"), CLASSES, depth=1, patch=8)
+    assert predict(squeezed, video, clips=1).crops == 1
+    assert tubelet.load(save(squeezed, tmp_path / "model")).predict(video, clips=1).crops == 1
+    with pytest.raises(ConfigError, match="stretch"):
+        predict(squeezed, video, clips=1, crops=3)

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from tubelet import demo, models
+from tubelet.evaluate.run import Settings, evaluate
+from tubelet.evaluate.sides import data_of
 from tubelet.recipes.demo import Demo, full, quick
 from tubelet.train.config import TrainConfig
 from tubelet.video.synthetic import MOTIONS
@@ -49,6 +51,12 @@ def test_the_demo_puts_everything_in_one_table_and_is_done_once(tmp_path: Path) 
     again = demo.run(tiny(tmp_path), said.append)
     assert (tmp_path / "taught" / "model" / "model.safetensors").stat().st_mtime_ns == before
     assert [row["top1"] for row in again.results] == [row["top1"] for row in found.results]
+
+    alone = evaluate(tmp_path / "taught", data_of(tmp_path / "taught"), settings=Settings(clips=1, crops=1))
+    assert {(row["name"], row["weights"]) for row in alone.results} == rows, "the single-frame row is about the same videos"
+    assert (alone.before.labelled, alone.before.unlabelled) == (0, 0), "the demo never shows what it is judged on"
+    pretrained = evaluate(tmp_path / "pretrained", data_of(tmp_path / "pretrained"))
+    assert pretrained.part == "split val: 4 of 10 labelled videos"
 
 
 @pytest.mark.parametrize("recipe", [quick, full])

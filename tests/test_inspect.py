@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import pytest
 import torch
 
@@ -112,6 +113,46 @@ def test_uneven_classes_are_a_warning(tmp_path):
         video(tmp_path / "many" / f"{i}.mp4", seed=i)
     video(tmp_path / "few" / "x.mp4", seed=99)
     assert any("classes are uneven (1 to 10 videos)" in text for text in inspect(tmp_path, SPEC).warnings)
+
+
+def test_unlabelled_strays_are_named(tmp_path):
+    for name in ("a/0.mp4", "a/1.mp4", "b/0.mp4", "b/1.mp4", "stray.mp4"):
+        video(tmp_path / name, seed=len(name))
+    assert any(text.startswith("1 video without a label (stray.mp4)") for text in inspect(tmp_path, SPEC).warnings)
+
+
+def test_only_what_can_be_read_counts_for_the_split(tmp_path):
+    for i, name in enumerate(("train/a/0.mp4", "train/b/1.mp4", "val/a/2.mp4")):
+        video(tmp_path / name, seed=i)
+    assert inspect(tmp_path, SPEC).sides == {"": {"train": 2, "val": 1}}
+    (tmp_path / "train/b/1.mp4").write_text("no video")
+    assert any("validation has the label" in text or "only one class" in text for text in inspect(tmp_path, SPEC).problems)
+    (tmp_path / "val/a/2.mp4").write_text("no video")
+    assert any("val side of the split is empty" in text for text in inspect(tmp_path, SPEC).problems)
+
+
+def test_damage_in_the_middle_is_seen_when_all_is_decoded(tmp_path):
+    video(tmp_path / "a.mp4", frames=60, size=64)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        packet = list(container.demux(video=0))[30]
+    data = bytearray((tmp_path / "a.mp4").read_bytes())
+    data[packet.pos + packet.size // 3 : packet.pos + packet.size] = b"\xff" * (packet.size - packet.size // 3)
+    (tmp_path / "a.mp4").write_bytes(data)
+    assert inspect(tmp_path, SPEC).readable == 1
+    assert inspect(tmp_path, SPEC, decode_all=True).readable == 0
+
+
+def test_the_command_looks_with_the_settings_of_training(tmp_path, capsys):
+    for i in range(8):
+        video(tmp_path / "videos" / f"{i}.mp4", frames=24, seed=i)
+    rows = "".join(f"videos/{i}.mp4,{'ab'[i % 2]},{'one' if i < 6 else 'two'}\n" for i in range(8))
+    (tmp_path / "labels.csv").write_text("path,label,split\n" + rows)
+    assert main(["inspect", str(tmp_path), "--json"]) == 2
+    found = json.loads(capsys.readouterr().out)
+    assert found["window_frames"] == 16 and not found["too_short"], "the stride is not the one that training would choose"
+    assert "--data.val-split" in found["problems"][0]
+    assert main(["inspect", str(tmp_path), "--data.val-split", "two", "--decode"]) == 0
+    assert "fine-tuning would train on 6 and hold out 2" in capsys.readouterr().out
 
 
 def test_the_command_prints_and_exits(faulty, tmp_path, capsys):

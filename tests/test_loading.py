@@ -174,6 +174,26 @@ def test_a_part_that_holds_no_frame_is_an_error(videos):
         load_views(Example(videos.examples[0].path, "x", start_seconds=50.0), SPEC)
 
 
+def test_too_few_frames_name_the_file(videos):
+    strict = ClipSpec(frames=4, stride_frames=2, size=16, short="error")
+    path = videos.examples[4].path
+    with pytest.raises(VideoError, match=r"6 frames and a clip spans 8") as caught:
+        load_views(path, strict)
+    assert str(caught.value).startswith(f"{path}: ")
+    batch = next(loader(Dataset(videos.examples[4:], ("a", "b"), True), LoaderConfig(1), spec=strict).batches(0, 1))
+    assert batch.skipped[0][1].startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": 0}, {"clips": 0}, {"crops": 0}, {"workers": -1}])
+def test_impossible_views_are_named(videos, settings):
+    name, value = next(iter(settings.items()))
+    with pytest.raises(ConfigError, match=f"{name} is {value}: it must be"):
+        list(view_batches(videos.examples, ("a", "b"), SPEC, **settings))
+    if name in ("clips", "crops"):
+        with pytest.raises(ConfigError, match=f"{name} is 0: it must be 1 or more"):
+            load_views(videos.examples[0], SPEC, **settings)
+
+
 def test_flip_is_refused_where_the_data_says_no(videos):
     dataset = Dataset(videos.examples, videos.classes, may_flip=False)
     with pytest.raises(ConfigError, match=r"augment\.flip is on, but in this data a mirrored clip may show another class"):

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).parents[1]
 
 # The commands are run as printed; only their size is changed.
-STEPS = ["--optim.steps", "3", "--optim.epochs", "none", "--loader.batch-size", "4", "--clip.size", "32", "--clip.stride-frames", "1"]
+STEPS = ["--optim.steps", "3", "--loader.batch-size", "4", "--clip.size", "32", "--clip.stride-frames", "1"]
 SMALLER = {
     "pretrain": STEPS,
     "finetune": [*STEPS, "--run.validations", "1"],

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from tubelet.errors import CheckpointError, ConfigError
+from tubelet.evaluate.multiview import crops_of
 from tubelet.loading import load_views
 from tubelet.models._model import Model
 from tubelet.video.decode import probe
@@ -46,9 +47,10 @@ class Prediction:
 
 
 @torch.no_grad()
-def predict(model: Model, path: str | Path, clips: int = 5, crops: int = 3, top: int = 5) -> Prediction:
+def predict(model: Model, path: str | Path, clips: int = 5, crops: int | None = None, top: int = 5) -> Prediction:
     """The `top` most probable classes of the video file at `path`: probabilities averaged over clips x crops views.
 
+    crops None is 3, or 1 for a model that sees the whole frame squeezed (clip.fit "stretch").
     Raises CheckpointError for a model without classes, VideoError for a file that cannot be decoded.
     """
     if not model.class_names:
@@ -57,6 +59,7 @@ def predict(model: Model, path: str | Path, clips: int = 5, crops: int = 3, top:
         )
     if top < 1:
         raise ConfigError(f"top is {top}: ask for 1 class or more")
+    crops = crops_of(model.spec, crops)
     started = time.perf_counter()
     frames, seconds = load_views(path, model.spec, clips, crops)  # (V,T,C,H,W), (V,T)
     model.eval()

@@ -1,6 +1,7 @@
 """The whole job on videos made on the spot: pretrain, fine-tune, evaluate beside what a result must beat."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from tubelet.evaluate import protocol, report
 from tubelet.evaluate.multiview import look
@@ -31,12 +32,10 @@ def run(demo: Demo, say: Callable[[str], None]) -> Evaluation:
     single = load_model(train(demo.single_frame))
     say("5/5  evaluation, beside the same fine-tuning from random initialisation")
     settings = Settings(clips=1, crops=1, batch_size=32)  # the clip is the whole video
-    evaluate(taught, (str(demo.videos),), settings=settings, say=say)
+    found = evaluate(taught, (str(demo.videos),), settings=settings, say=say)
     _, held_out = data.load(demo.finetune.data, needs_labels=True)
     assert held_out is not None
     looks = look(single, held_out.examples, batch_size=32)
     row = protocol.classification_row(looks, single.class_names, "single frame", note="a CNN, frame by frame; knows no order")
-    path = report.update(taught, results=[row])
-    whole = report.load(taught)
-    missing = [(one["id"], one["reason"]) for one in whole["missing"]]
-    return Evaluation(whole["results"], missing, whole["data"]["asked"], path, tuple(whole["classes"]), whole["per_class"])
+    report.update(taught, results=[row])
+    return replace(found, results=report.load(taught)["results"])

@@ -5,15 +5,17 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tubelet import datasets
 from tubelet.datasets.split import equal_files
-from tubelet.errors import DataError, VideoError
+from tubelet.errors import ConfigError, DataError, VideoError
 from tubelet.records import ClipSpec, Dataset, Example
-from tubelet.video.decode import VideoInfo, probe
+from tubelet.train.config import DataConfig
+from tubelet.train.data import divide
+from tubelet.video.decode import VideoInfo, decode, probe
 from tubelet.video.sample import span_frames
 
 LISTED = 10  # of anything that may be long, in the text
@@ -38,7 +40,8 @@ class Inspection:
     Counts are of Examples (rows), `readable` of those whose file opens; spreads are over readable Examples.
     `too_short` has (id, frames) of those with fewer frames than the clip's window, `duplicates` lists of ids whose
     files are equal byte for byte, `straddling` (kind, name, splits) of groups and equal files that lie in more than
-    one split.
+    one split. `sides` counts the readable Examples that fine-tuning would train on and hold out, by the data set they
+    came from.
     """
 
     source: str
@@ -60,6 +63,7 @@ class Inspection:
     duplicates: list[list[str]] = field(default_factory=list)
     straddling: list[tuple[str, str, list[str]]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    sides: dict[str, dict[str, int]] = field(default_factory=dict)  # source -> "train" or "val" -> count
     problems: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -75,6 +79,9 @@ class Inspection:
             "",
             *_balance(self.classes, self.splits, unlabelled),
         ]
+        for source, counts in self.sides.items():
+            where = f" of {source}" if source else ""
+            lines.append(f"fine-tuning would train on {counts['train']}{where} and hold out {counts['val']}")
         for title, items in (
             ("unreadable", [f"{id}: {reason}" for id, reason in self.unreadable]),
             (
@@ -108,11 +115,18 @@ class Inspection:
         ]
 
 
-def inspect(data: Dataset | str | Path, spec: ClipSpec | None = None, source: str = "") -> Inspection:
+def inspect(
+    data: Dataset | str | Path,
+    spec: ClipSpec | None = None,
+    source: str = "",
+    config: DataConfig | None = None,
+    decode_all: bool = False,
+) -> Inspection:
     """Open every video of a data set (or of the folder or table at a path) and look for what would hurt training.
 
-    `spec` is the clip that training would cut; its defaults are used where none is given. DataError where there is
-    nothing to look at. Files are opened and indexed, not decoded frame by frame, so damage in the middle may go unseen.
+    `spec` is the clip that training would cut and `config` how it would hold videos out; their defaults are used where
+    none is given. DataError where there is nothing to look at. Files are opened and indexed; damage in the middle is
+    only sure to be seen with `decode_all`, which takes every frame of them.
     """
     spec = spec or ClipSpec()
     if not isinstance(data, Dataset):
@@ -120,7 +134,7 @@ def inspect(data: Dataset | str | Path, spec: ClipSpec | None = None, source: st
         data = datasets.read(data)
     examples = data.examples
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        probed = dict(pool.map(_probe, sorted({example.path for example in examples})))
+        probed = dict(pool.map(lambda path: _probe(path, decode_all), sorted({example.path for example in examples})))
     infos: dict[str, VideoInfo] = {path: info for path, info in probed.items() if not isinstance(info, str)}
     readable = [example for example in examples if example.path in infos]
     unreadable = [(example.id, str(probed[example.path])) for example in examples if example.path not in infos]
@@ -153,13 +167,23 @@ def inspect(data: Dataset | str | Path, spec: ClipSpec | None = None, source: st
         straddling=_straddling(examples, same),
     )
     inspection.warnings.extend(_warnings(inspection, data, same))
-    inspection.problems.extend(_problems(inspection, data))
+    inspection.problems.extend(_problems(inspection))
+    if len(data.classes) > 1 and readable:
+        try:
+            sides = divide(replace(data, examples=tuple(readable)), config or DataConfig(), needs_labels=True)
+        except (ConfigError, DataError) as error:
+            inspection.problems.append(str(error))
+        else:
+            inspection.sides.update(_sides(*sides))
     return inspection
 
 
-def _probe(path: str) -> tuple[str, VideoInfo | str]:
+def _probe(path: str, decode_all: bool) -> tuple[str, VideoInfo | str]:
     try:
-        return path, probe(path)
+        info = probe(path)
+        if decode_all:
+            decode(path, short_side=8)
+        return path, info
     except VideoError as error:
         return path, str(error).removeprefix(f"{path}: ")
 
@@ -195,6 +219,14 @@ def _straddling(examples: Iterable[Example], same: list[list[str]]) -> list[tupl
     return [(kind, name, sorted(splits)) for (kind, name), splits in sorted(sides.items()) if len(splits) > 1]
 
 
+def _sides(train: Dataset, val: Dataset | None) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = defaultdict(lambda: {"train": 0, "val": 0})
+    for name, side in (("train", train), ("val", val)):
+        for example in side.examples if side else ():
+            found[example.source][name] += 1
+    return dict(found)
+
+
 def _warnings(found: Inspection, data: Dataset, same: list[list[str]]) -> list[str]:
     texts = []
     if found.unreadable and found.readable:
@@ -216,13 +248,14 @@ def _warnings(found: Inspection, data: Dataset, same: list[list[str]]) -> list[s
     counts = [count for count in found.classes.values() if count]
     if counts and max(counts) >= 10 * min(counts):
         texts.append(f"classes are uneven ({min(counts)} to {max(counts)} videos): read mean class accuracy, not top-1")
-    unlabelled = found.examples - sum(found.classes.values())
-    if found.classes and unlabelled:
-        texts.append(f"{_count(unlabelled, 'video')} without a label: used for pretraining, left out of fine-tuning")
+    bare = [example.id for example in data.examples if example.label is None]
+    if found.classes and bare:
+        names = ", ".join(bare[:3]) + (", ..." if len(bare) > 3 else "")
+        texts.append(f"{_count(len(bare), 'video')} without a label ({names}): used for pretraining, left out of fine-tuning")
     return texts
 
 
-def _problems(found: Inspection, data: Dataset) -> list[str]:
+def _problems(found: Inspection) -> list[str]:
     texts = []
     if not found.readable:
         texts.append("no video can be read")
@@ -230,11 +263,6 @@ def _problems(found: Inspection, data: Dataset) -> list[str]:
         texts.append(f"{_count(len(found.too_short), 'video')} shorter than the clip, and the short policy is 'error'")
     if len(found.classes) == 1:
         texts.append(f"only one class, {next(iter(found.classes))!r}: a classifier needs two or more (pretraining does not)")
-    if len(found.classes) > 1 and found.readable:
-        try:
-            datasets.split(datasets.labelled(data))
-        except DataError as error:
-            texts.append(str(error))
     return texts
 
 

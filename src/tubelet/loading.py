@@ -10,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -177,7 +178,8 @@ class _BatchMaker(TorchDataset[Batch]):
         count, part = _extent(example, whole)
         if repeats > 1 and spec.sampling != "segments":
             part = _neighbourhood(count, part, 2 * span_frames(spec), generators[0])
-        windows = [train_indices(count, spec, generator, part) for generator in generators]
+        with _naming(example):
+            windows = [train_indices(count, spec, generator, part) for generator in generators]
         if whole is not None:
             source, places = whole, [torch.from_numpy(window) for window, _ in windows]
         else:
@@ -196,8 +198,9 @@ class _BatchMaker(TorchDataset[Batch]):
 def load_views(source: str | Path | Example, spec: ClipSpec, clips: int = 1, crops: int = 1) -> tuple[Tensor, Tensor]:
     """uint8 frames (V,T,C,size,size) and float64 seconds (V,T) of the V = clips*crops evaluation views of one video.
 
-    Views of one clip follow each other. VideoError where the video cannot be read.
+    Views of one clip follow each other. VideoError where the video cannot be read, ConfigError where V would be 0.
     """
+    _check_least(1, clips=clips, crops=crops)
     frames, seconds, _ = _views(_example(source), spec, clips, crops)
     return frames, seconds
 
@@ -216,7 +219,11 @@ def view_batches(
     The clips*crops views of one Example follow each other (clip by clip) and may spread over batches. Labels are
     indices into `classes`, -1 for a label that is not among them, None when no class is given. Examples that cannot be
     read are named in `Batch.skipped` of the batch they would have been in; the last batch may hold nothing else.
+    ConfigError where a number is too small.
     """
+    _check_least(1, clips=clips, crops=crops, batch_size=batch_size)
+    workers = _cores() if workers is None else workers
+    _check_least(0, workers=workers)
     class_index = {name: i for i, name in enumerate(classes)}
 
     def load(example: Example) -> tuple[Example, tuple[Tensor, Tensor, int] | str]:
@@ -240,7 +247,7 @@ def view_batches(
         skipped, padded = [], 0
         return made
 
-    for example, loaded in in_order(load, examples, _cores() if workers is None else workers):
+    for example, loaded in in_order(load, examples, workers):
         if isinstance(loaded, str):
             skipped.append((example.id, loaded))
             continue
@@ -296,7 +303,8 @@ def _permutation(count: int, seed: int, epoch: int) -> list[int]:
 def _views(example: Example, spec: ClipSpec, clips: int, crops: int) -> tuple[Tensor, Tensor, int]:
     """Frames (V,T,C,size,size), seconds (V,T) and how many of the V views are padded, from one decode."""
     count, part = _extent(example, None)
-    windows = view_indices(count, spec, clips, part)
+    with _naming(example):
+        windows = view_indices(count, spec, clips, part)
     indices = np.concatenate([window for window, _ in windows]).tolist()
     short_side = decode_short_side(spec, None)
     clip = decode(example.path, indices, short_side=short_side, interpolation=spec.interpolation, id=example.id)
@@ -304,6 +312,21 @@ def _views(example: Example, spec: ClipSpec, clips: int, crops: int) -> tuple[Te
     frames = torch.stack(views, 1).flatten(0, 1)
     seconds = clip.seconds.view(clips, 1, spec.frames).expand(-1, crops, -1).flatten(0, 1)
     return frames, seconds, sum(padded for _, padded in windows) * crops
+
+
+def _check_least(least: int, **values: int) -> None:
+    for name, value in values.items():
+        if value < least:
+            raise ConfigError(f"{name} is {value}: it must be {least} or more")
+
+
+@contextmanager
+def _naming(example: Example) -> Iterator[None]:
+    """Puts the file in front of what is wrong with its number of frames."""
+    try:
+        yield
+    except VideoError as error:
+        raise VideoError(f"{example.path}: {error}") from error
 
 
 def _example(source: str | Path | Example) -> Example:

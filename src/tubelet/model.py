@@ -28,7 +28,7 @@ class VideoModel:
         """The classes in the order of the logits; empty for a model that was not taught any."""
         return self.network.class_names
 
-    def predict(self, video: str | Path, clips: int = 5, crops: int = 3, top: int = 5) -> Prediction:
+    def predict(self, video: str | Path, clips: int = 5, crops: int | None = None, top: int = 5) -> Prediction:
         """The most probable classes of a video file, averaged over clips x crops (see `tubelet.classify.predict`)."""
         from tubelet.classify import predict
 

@@ -26,7 +26,7 @@ class Example:
     """Where a clip comes from. `id` is stable: the path relative to its data set, plus `@start-end` for a part of a file.
 
     `group` names what must stay on one side of a split (the source footage, the person); `split` is the side the data set
-    itself assigns ("train", "val", "fold0", ...).
+    itself assigns ("train", "val", "fold0", ...); `source` the data set it came from, where several are read as one.
     """
 
     path: str
@@ -37,6 +37,7 @@ class Example:
     end_seconds: float | None = None
     group: str | None = None
     split: str | None = None
+    source: str = ""
 
 
 @dataclass(frozen=True)

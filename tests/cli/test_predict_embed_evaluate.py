@@ -1,8 +1,10 @@
 """`tubelet predict`, `embed` and `evaluate` as a person runs them: real processes, real files."""
 
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -85,7 +87,7 @@ def test_embed_writes_a_vector_for_every_video_and_names_the_rest(folders, motio
         (tmp_path / "data" / f"{index}.mp4").write_bytes(path.read_bytes())
     (tmp_path / "data" / "broken.mp4").write_bytes(b"")
     done = tubelet("embed", folders[1], "data", "--out", "f.parquet", "--per", "clip", "--clips", "2", "--json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 2, "something was asked and not answered"
     said = json.loads(done.stdout)
     assert (said["rows"], said["width"], said["videos"]) == (6, 48, 4)
     assert [gone["id"] for gone in said["missing"]] == ["broken.mp4"] and "broken.mp4" in done.stderr
@@ -99,6 +101,7 @@ def test_evaluate_a_classifier_beside_its_floor(folders, motion_folder, tmp_path
     for expected in ("fine-tuned", "linear probe", "k-NN", "random initialisation", "majority class", "chance"):
         assert expected in done.stdout
     assert "4 of 4 videos evaluated" in done.stdout and "not trained" in done.stdout
+    assert "split val: 4 of 12 labelled videos" in done.stdout and "2x1" in done.stdout
     page = tmp_path / "runs" / "evaluate_taught" / "report.html"
     assert page.is_file() and "Confusion matrix" in page.read_text(encoding="utf-8")
 
@@ -111,6 +114,8 @@ def test_evaluate_a_pretrained_model_by_its_frozen_features(folders, motion_fold
     both = {(name, weights) for name in ("linear probe", "k-NN") for weights in ("pretrained", "random initialisation")}
     assert rows == both | {("majority class", "majority class"), ("chance", "chance")}
     assert said["asked"] == 4 and said["missing"] == [] and said["per_class"] == []
+    assert said["part"] == "split val: 4 of 12 labelled videos" and said["missing_in_training"] == []
+    assert said["trained_on"] is None, "a model folder does not know what it was trained on"
     sections = json.loads((tmp_path / "here" / "report.json").read_text(encoding="utf-8"))
     assert {row["mask"] for row in sections["reconstructions"]} == {"tube"}
     assert (tmp_path / "here" / "pictures" / "reconstruction.gif").read_bytes().startswith(b"GIF8")
@@ -128,3 +133,24 @@ def test_missing_videos_are_named_and_counted(folders, motion_folder, tmp_path):
     assert "3 of 4 videos evaluated, missing:" in done.stdout and target.name in done.stdout
     assert "no splits: all 4 videos are evaluated" in done.stderr
     assert "1 of 4 videos could not be read" in (tmp_path / "runs/evaluate_taught/report.html").read_text(encoding="utf-8")
+
+
+def test_missing_training_videos_are_named_too(folders, motion_folder, tmp_path):
+    shutil.copytree(motion_folder, tmp_path / "data")
+    broken = sorted(tmp_path.glob("data/train/*/*.mp4"))[0]
+    broken.write_text("not a video")
+    done = tubelet("evaluate", folders[1], "data", "--no-linear-probe", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    named = done.stdout.partition("missing among the training videos of k-NN and linear probe:\n")[2].splitlines()[0]
+    assert broken.name in named and "7 of 8 labelled training videos" in done.stdout
+
+
+def test_a_model_of_whole_squeezed_frames_needs_no_flag(videos, motion_folder, tmp_path):
+    model = models.build("videomae_tiny", replace(SPEC, fit="stretch"), CLASSES, **SIZES)
+    save(model, tmp_path / "model")
+    done = tubelet("predict", "model", videos[0], "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[0]["crops"] == 1
+    done = tubelet("evaluate", "model", motion_folder, "--no-knn", "--no-linear-probe", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["results"][0]["crops"] == 1

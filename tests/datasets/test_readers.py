@@ -52,17 +52,31 @@ def test_split_folders_with_and_without_classes(tmp_path):
     assert rows(datasets.read(tmp_path / "b")) == [("test/2.mp4", None, "test"), ("train/1.mp4", None, "train")]
 
 
-def test_flat_folders_and_mixtures_have_no_labels(tmp_path):
+def test_videos_beside_class_folders_have_no_label_and_take_none_away(tmp_path):
     files(tmp_path, "b 2.mp4", "a.webm")
     assert rows(datasets.read(tmp_path)) == [("a.webm", None, None), ("b 2.mp4", None, None)]
     files(tmp_path, "wave/c.mp4")
     dataset = datasets.read(tmp_path)
-    assert dataset.classes == () and len(dataset.examples) == 3
+    assert dataset.classes == ("wave",) and [example.label for example in dataset.examples] == [None, None, "wave"]
+
+
+@pytest.mark.parametrize("extra", ["more/wave/x.mp4", "x.mp4"])
+def test_what_lies_beside_train_and_val_is_named(tmp_path, extra):
+    files(tmp_path, "train/wave/1.mp4", "val/wave/2.mp4", "unlabelled/3.mp4")
+    assert [example.label for example in datasets.read(tmp_path).examples] == ["wave", None, "wave"]
+    files(tmp_path, extra)
+    with pytest.raises(DataError, match=f"is split into train, val, and beside them lies {extra.partition('/')[0]}: move it"):
+        datasets.read(tmp_path)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    dataset = datasets.read(files(tmp_path, "train/1.mp4", "bus/2.mp4"))
+    assert rows(dataset) == [("bus/2.mp4", "bus", None), ("train/1.mp4", "train", None)]
 
 
 def test_one_video_file_is_a_data_set_of_one(tmp_path):
     path = files(tmp_path, "x.mp4") / "x.mp4"
-    assert rows(datasets.read(path)) == [("x.mp4", None, None)]
+    assert rows(datasets.read(path)) == [(str(path), None, None)]
 
 
 def test_numbered_classes_are_in_counting_order(tmp_path):
@@ -75,10 +89,31 @@ def test_a_link_back_up_ends(tmp_path):
     assert len(datasets.read(tmp_path).examples) == 1
 
 
-@pytest.mark.parametrize("name", ["turn_left", "Rotate clockwise", "right-turn"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "turn_left",
+        "Rotate clockwise",
+        "right-turn",
+        "TurnLeft",
+        "turnRIGHT2",
+        "swipe_l",
+        "SwipeR",
+        "spin ccw",
+        "links",
+        "rechts_ab",
+    ],
+)
 def test_classes_that_speak_of_a_direction_may_not_be_flipped(tmp_path, name):
     assert not datasets.read(files(tmp_path, f"{name}/a.mp4", "other/b.mp4")).may_flip
-    assert datasets.read(files(tmp_path / "other", "leftovers/a.mp4", "bright/b.mp4")).may_flip
+    assert datasets.read(files(tmp_path / "other", "leftovers/a.mp4", "bright/b.mp4", "BrushHair2/c.mp4")).may_flip
+
+
+def test_classes_that_say_nothing_of_direction_may_not_be_flipped(tmp_path):
+    assert not datasets.read(files(tmp_path / "a", "0/a.mp4", "1/b.mp4", "10/c.mp4")).may_flip
+    (tmp_path / "x.csv").write_text("path,label,reverse_label\na.mp4,open,close\nb.mp4,close,\n")
+    assert not datasets.read(tmp_path / "x.csv").may_flip
+    assert datasets.read(files(tmp_path / "b", "a.mp4")).may_flip
 
 
 def test_missing_empty_and_videoless_folders_are_one_line_each(tmp_path):
@@ -166,8 +201,18 @@ def test_a_folder_with_a_table_is_that_table(tmp_path):
     (tmp_path / "labels.csv").write_text("path,label\nwave/a.mp4,x\n")
     assert rows(datasets.read(tmp_path)) == [("wave/a.mp4", "x", None)]
     assert len(datasets.read(tmp_path, "folder").examples) == 2
+    (tmp_path / "labels.csv").write_text("label,split\nwave,train\n")
+    with pytest.raises(DataError, match="none called path"):  # a broken table is not passed over
+        datasets.read(tmp_path)
     with pytest.raises(ConfigError, match="unknown data format 'tabel': did you mean 'table'"):
         datasets.read(tmp_path, "tabel")
+
+
+@pytest.mark.parametrize("text", ["wave\nclap\n", "0 wave\n1 clap\n", "hands that clap twice\nwave\n"])
+def test_a_list_of_class_names_is_not_the_table(tmp_path, text):
+    files(tmp_path, "wave/a.mp4", "clap/b.mp4")
+    (tmp_path / "labels.txt").write_text(text)
+    assert datasets.read(tmp_path).classes == ("clap", "wave")
 
 
 @pytest.mark.parametrize(
@@ -220,7 +265,7 @@ def test_what_the_csv_module_writes_is_what_is_read(tmp_path_factory, pairs, del
 def test_a_union_keeps_ids_and_groups_apart_and_merges_classes(tmp_path):
     files(tmp_path / "one", "wave/a.mp4", "left/b.mp4")
     files(tmp_path / "other" / "one", "wave/a.mp4", "jump/b.mp4")
-    (tmp_path / "two").mkdir()
+    files(tmp_path / "two", "c.mp4")
     (tmp_path / "two" / "labels.csv").write_text("path,group\nc.mp4,g\n")
     union = datasets.read_many([tmp_path / "one", tmp_path / "other" / "one", tmp_path / "two"])
     assert [example.id for example in union.examples] == [
@@ -232,8 +277,15 @@ def test_a_union_keeps_ids_and_groups_apart_and_merges_classes(tmp_path):
     ]
     assert union.classes == ("left", "wave", "jump") and union.examples[-1].group == "two/g" and not union.may_flip
     assert datasets.read_many([tmp_path / "one"]) == datasets.read(tmp_path / "one")
+    assert [example.source for example in union.examples] == ["one", "one", "one-2", "one-2", "two"]
     with pytest.raises(DataError, match="no data given"):
         datasets.read_many([])
+
+
+def test_single_videos_are_called_by_the_path_given(tmp_path):
+    paths = [str(path) for path in (files(tmp_path, "a.mp4", "b.mp4", "d/c.mp4") / name for name in ("a.mp4", "b.mp4"))]
+    union = datasets.read_many([*paths, tmp_path / "d", paths[0]])
+    assert [example.id for example in union.examples] == [*paths, "d/c.mp4"]
 
 
 def test_what_a_classifier_needs(tmp_path):

@@ -1,6 +1,7 @@
 """Train and validation sides: as named, as the data set says, or by group."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -50,7 +51,7 @@ def test_named_splits(dataset, train, val, wanted):
     [
         (FOLDS, "fold0", "fold0", "asked for on both sides"),
         (make(("a", None, None)), None, "val", "the data names no split"),
-        (make(("a", "train", None)), "train", None, "leaves nothing to validate on"),
+        (make(("a", "train", None)), "train", None, r"val side of the split is empty \(1 train, 0 val of 1\).*known: train"),
         (make(("a", None, None)), None, None, r"val side of the split is empty \(1 train, 0 val of 1\)"),
         (
             make(("a", "train", None), ("b", "val", None)),
@@ -69,6 +70,44 @@ def test_named_splits(dataset, train, val, wanted):
 def test_impossible_splits_are_named(dataset, train, val, message):
     with pytest.raises(DataError, match=message):
         split(dataset, train, val)
+
+
+@pytest.mark.parametrize("name", ["val", "validate", "eval", "Evaluation", "holdout", "dev", "testing"])
+def test_what_is_held_out_is_never_trained_on(name):
+    assert ids(split(make(("a", "train", None), ("a", name, None)))) == ("0", "1")
+
+
+@pytest.mark.parametrize("names", [("train", "extra"), ("a", "b"), ("training", "0")])
+def test_nothing_is_held_out_by_guess(names):
+    with pytest.raises(DataError, match=rf"splits {', '.join(sorted(names))}, and none of them.*--data\.val-split"):
+        split(make(*[("a", name, None) for name in names]))
+    assert [len(side.examples) for side in split(make(*[("a", name, None) for name in names]), None, names[1])] == [1, 1]
+
+
+def test_a_single_split_is_cut_by_group():
+    assert [len(side.examples) for side in split(make(*[("a", "train", None)] * 10))] == [8, 2]
+
+
+def test_each_part_of_a_union_keeps_its_own_split():
+    rows = [("a", "train", "x"), ("b", "val", "x"), ("a", "fold0", "y"), ("b", "fold1", "y"), ("a", "fold2", "y")]
+    rows += [("ab"[i % 2], None, "z") for i in range(10)]
+    plain = make(("b", "train", None), *((label, name, None) for label, name, _ in rows))
+    sources = ["x", *(source for _, _, source in rows)]
+    union = replace(plain, examples=tuple(replace(e, source=str(s)) for e, s in zip(plain.examples, sources, strict=True)))
+    for val, held in ((None, {"2", "3"}), ("fold2", {"2", "5"}), ("val,fold1", {"2", "4"})):
+        train, test = split(union, None, val)
+        assert {e.id for e in test.examples if e.source != "z"} == held
+        assert sum(e.source == "z" for e in test.examples) == 2 and len(train.examples) + len(test.examples) == 16
+
+
+def test_a_class_that_training_never_sees_can_be_dropped():
+    dataset = make(("a", "train", None), ("b", "train", None), ("a", "val", None), ("c", "val", None))
+    with pytest.raises(DataError, match=r"--data\.unseen-labels drop"):
+        split(dataset)
+    train, val = split(dataset, unseen_labels="drop")
+    assert ids((train, val)) == ("01", "2") and train.classes == val.classes == ("a", "b")
+    with pytest.raises(DataError, match="never saw"):  # nothing would be left
+        split(make(("a", "train", None), ("b", "val", None)), unseen_labels="drop")
 
 
 def test_an_unknown_split_offers_the_nearest():

@@ -129,6 +129,16 @@ def test_results_accumulate_and_a_row_is_replaced_by_its_name_and_weights(full):
     assert report.load(full)["missing"][0]["id"] == "gone.mp4", "sections that are not given stay"
 
 
+def test_rows_about_other_videos_go_and_rows_about_the_same_stay(tmp_path):
+    about = [result(name, name, 0.5) | {"data": "old"} for name in ("fine-tuned", "k-NN")]
+    report.update(tmp_path, results=about)
+    report.update(tmp_path, results=[result("single frame", "single frame", 0.4) | {"data": "old"}])
+    report.update(tmp_path, name="no results, no change")
+    assert len(report.load(tmp_path)["results"]) == 3
+    report.update(tmp_path, results=[result("k-NN", "k-NN", 0.6) | {"data": "new"}])
+    assert [(row["name"], row["top1"]) for row in report.load(tmp_path)["results"]] == [("k-NN", 0.6)]
+
+
 def test_a_baseline_that_was_not_trained_says_so(tmp_path):
     row = result("fine-tuned", "random initialisation", None) | {"note": "not trained (--no-baseline)"}
     page = report.update(tmp_path, results=[result("fine-tuned", "pretrained", 0.8), row]).read_text(encoding="utf-8")

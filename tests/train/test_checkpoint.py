@@ -120,6 +120,37 @@ def test_a_damaged_newest_is_reported_and_passed_over(tmp_path: Path, damage) ->
     assert checkpoint.load_latest(tmp_path, silent) is not None
 
 
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_model_is_loaded_from_the_newest_that_is_whole(
+    tmp_path: Path,
+    damage,  # type: ignore[no-untyped-def]
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model, optimizer, _ = trained()
+    checkpoint.save(tmp_path / "checkpoints", {"step": 1}, model, optimizer)
+    damage(checkpoint.save(tmp_path / "checkpoints", {"step": 2}, model, optimizer))
+    assert torch.equal(load_model(tmp_path).state_dict()["head.weight"], model.state_dict()["head.weight"])
+    assert "passing over a damaged checkpoint" in capsys.readouterr().err
+
+
+def test_a_model_is_loaded_with_its_moving_average(tmp_path: Path) -> None:
+    model, optimizer, ema = trained()
+    path = checkpoint.save(tmp_path / "checkpoints", {"step": 1}, model, optimizer, {"head.weight": ema["head.weight"]})
+    for place in (tmp_path, path):
+        loaded = load_model(place).state_dict()
+        assert torch.equal(loaded["head.weight"], ema["head.weight"])
+        assert torch.equal(loaded["embed.weight"], model.state_dict()["embed.weight"])
+
+
+def test_loading_a_model_leaves_the_draft_of_a_run_that_goes_on(tmp_path: Path) -> None:
+    model, optimizer, _ = trained()
+    checkpoint.save(tmp_path / "checkpoints", {"step": 1}, model, optimizer)
+    draft = tmp_path / "checkpoints" / ".step_00000002.safetensors.tmp"
+    draft.write_text("half")
+    load_model(tmp_path)
+    assert draft.exists()
+
+
 def test_a_damaged_one_beyond_the_resumed_step_goes_with_the_next_save(tmp_path: Path) -> None:
     model, optimizer, _ = trained()
     checkpoint.save(tmp_path, {"step": 1}, model, optimizer)

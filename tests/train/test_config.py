@@ -58,6 +58,18 @@ def test_dotted_settings_from_text() -> None:
     assert changed.loader.workers == 0 and changed.optim.warmup == "100 steps" and changed.data.val_split == "3"
 
 
+@pytest.mark.parametrize("text", ["off", "false", "'off'"])
+def test_off_means_off_in_yaml(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.yaml").write_text(f"out: x\nloader: {{batch_size: 4, cache: {text}}}\n")
+    assert TrainConfig.from_yaml(tmp_path / "config.yaml").loader.cache == "off"
+
+
+def test_a_run_has_one_length() -> None:
+    assert OptimConfig(epochs=5, steps=3).epochs is None
+    assert with_settings(WHOLE, {"optim.epochs": "7"}).optim.steps is None
+    assert with_settings(WHOLE, {"optim.epochs": "none"}).optim.steps == 10
+
+
 def test_settings_that_are_handed_in_stay_as_they_are() -> None:
     settings = {"model.options": {"patch": 8}, "model.options.depth": 2}
     assert with_settings(WHOLE, settings).model.options == {"patch": 8, "depth": 2}

@@ -57,6 +57,15 @@ def test_progress_says_how_far_and_how_fast(monkeypatch: pytest.MonkeyPatch) -> 
     assert last.startswith("step 10/10 (100%)  loss 0.25")
 
 
+def test_progress_is_due_when_nothing_was_shown_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    progress = log.Progress(steps=10, start=0)
+    progress.began -= 2 * log.SECONDS_BETWEEN_LINES
+    assert progress.due()
+    progress.show({"step": 1})
+    assert not progress.due()
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0 s"), (89, "89 s"), (125, "2 min"), (12345, "3 h 26 min")])
 def test_durations(seconds: float, text: str) -> None:
     assert log.duration(seconds) == text
@@ -76,5 +85,9 @@ def test_the_meter_averages_and_names_the_first_bad_step(tmp_path: Path) -> None
     assert means["loss"] == 2.0 and means["clips_per_second"] > 0 and means["waiting"] == 0
     for step, value in ((3, 1.0), (4, float("inf")), (5, float("nan"))):
         meter.add(step, {"loss": torch.tensor(value)}, 4)
-    with pytest.raises(TrainingError, match="not finite at step 4;"):
+    with pytest.raises(TrainingError, match="not finite at step 4; no checkpoint had been made yet. Repeat the command with"):
+        meter.check(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step_00000002.safetensors").touch()
+    with pytest.raises(TrainingError, match="not finite at step 4; the last good checkpoint is kept in .*Start another --out"):
         meter.check(tmp_path)

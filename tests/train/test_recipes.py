@@ -52,7 +52,7 @@ def test_fine_tuning_recipes(recipe: finetune.Recipe, motion_folder: Path) -> No
 
 @pytest.mark.parametrize("recipes", [pretrain, finetune])
 def test_choice_by_size_and_hardware(recipes) -> None:  # type: ignore[no-untyped-def]
-    assert recipes.choose(10, "cpu") is recipes.choose(10**6, "cpu") is recipes.laptop
+    assert recipes.choose(10, "cpu") is recipes.choose(10**6, "cpu") is recipes.choose(10, "mps") is recipes.laptop
     assert recipes.choose(10, "cuda") is recipes.gpu_small_data and recipes.choose(10**6, "cuda") is recipes.gpu_large_data
 
 

@@ -5,6 +5,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from fractions import Fraction
 from itertools import pairwise
@@ -432,6 +433,8 @@ BAD: dict[str, tuple[str, Callable[[Path], Path], str]] = {
     "cut off avi": ("a.avi", lambda p: part_of(p, 0.7, codec="mpeg4", options={}), "cut off: .* of .* bytes"),
     "only a header": ("a.mp4", lambda p: part_of(p, 0.01), "cut off|not a readable"),
     "damaged": ("a.mp4", zeroed, "damaged: "),
+    "first bytes of an mkv": ("a.mkv", lambda p: written(p, b"\x1aE\xdf\xa3"), "not a readable video file"),
+    "box longer than any file": ("a.mp4", lambda p: written(p, b"\0\0\0\1ftyp" + b"\xff" * 8), "cut off: 16 of .* bytes"),
 }
 
 
@@ -443,6 +446,24 @@ def test_bad_files_give_one_line_that_names_the_file_and_the_reason(kind: str, t
         with pytest.raises(VideoError, match=expected) as caught:
             action(path)
         assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are those of POSIX")
+@pytest.mark.parametrize("locked", ["file", "folder"])
+def test_what_may_not_be_read_is_one_line(locked: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = encode(Path(folder) / "a.mp4", pictures(4))
+        path.chmod(0o000 if locked == "file" else 0o644)
+        Path(folder).chmod(0o000 if locked == "folder" else 0o755)
+        user = os.geteuid()
+        if user == 0:  # root may read anything: look as nobody
+            os.seteuid(65534)
+        try:
+            with pytest.raises(VideoError, match=r"a\.mp4: .*[Pp]ermission denied"):
+                probe(path)
+        finally:
+            os.seteuid(user)
+            Path(folder).chmod(0o755)
 
 
 def test_damage_is_either_noticed_or_changes_nothing(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """How an evaluation is printed, by every command that makes one."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tubelet.cli._print import emit_json, table
@@ -15,7 +16,11 @@ def print_evaluation(found: "Evaluation", json: bool) -> None:
             {
                 "results": found.results,
                 "asked": found.asked,
-                "missing": [{"id": id, "reason": reason} for id, reason in found.missing],
+                "part": found.part,
+                "trained_on": found.before.labelled,
+                "pretrained_on": found.before.unlabelled,
+                "missing": _named(found.missing),
+                "missing_in_training": _named(found.missing_in_training),
                 "classes": list(found.classes),
                 "per_class": found.per_class,
                 "report": str(found.report),
@@ -24,10 +29,21 @@ def print_evaluation(found: "Evaluation", json: bool) -> None:
         return
     table([_line(row) for row in found.results])
     evaluated = found.asked - len(found.missing)
-    print(f"\n{evaluated} of {found.asked} videos evaluated" + (", missing:" if found.missing else ""))
+    print(f"\n{found.part}")
+    print(f"{evaluated} of {found.asked} videos evaluated" + (", missing:" if found.missing else ""))
     for id, reason in found.missing:
         print(f"  {id}: {reason}")
+    if found.missing_in_training:
+        print("missing among the training videos of k-NN and linear probe:")
+    for id, reason in found.missing_in_training:
+        print(f"  {id}: {reason}")
+    if found.before.note:
+        print(f"note: {found.before.note}")
     print(f"report: {found.report}")
+
+
+def _named(missing: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    return [{"id": id, "reason": reason} for id, reason in missing]
 
 
 def _line(row: dict[str, Any]) -> dict[str, Any]:
@@ -40,5 +56,6 @@ def _line(row: dict[str, Any]) -> dict[str, Any]:
         "weights": weights,
         **cells,
         "videos": row.get("videos"),
+        "views": f"{row['clips']}x{row['crops']}" if "clips" in row else "",
         "note": row.get("note", ""),
     }

@@ -1,11 +1,11 @@
 """Words of a training command -> paths and settings. Any setting of a run is a dotted flag: `--optim.base-lr 1e-3`."""
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from tubelet.errors import ConfigError
-from tubelet.find import did_you_mean
-from tubelet.train.config import TrainConfig, flat, read_yaml, setting_names, to_dict, unknown_setting
+from tubelet.train.config import TrainConfig, flat, over, read_yaml, setting_names, to_dict, unknown_setting
 
 
 def split(words: Sequence[str], flags: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -29,10 +29,7 @@ def split(words: Sequence[str], flags: Sequence[str]) -> tuple[list[str], dict[s
         name = name.replace("-", "_")
         known = setting_names()
         if name not in known and not name.startswith("model.options."):
-            if "." in name:
-                raise ConfigError(unknown_setting(name))
-            near = did_you_mean(name, flags) or did_you_mean(name, known)
-            raise ConfigError(f"unknown flag {'--' + name.replace('_', '-')!r}{near.replace('_', '-')} (--help lists them)")
+            raise ConfigError(unknown_setting(name) if "." in name else _unknown_flag(name, flags))
         if not equals and isinstance(defaults.get(name), bool) and (not rest or rest[0].lower() not in ("true", "false")):
             value = "true"
         elif not equals:
@@ -41,6 +38,24 @@ def split(words: Sequence[str], flags: Sequence[str]) -> tuple[list[str], dict[s
             value = rest.pop(0)
         settings[name] = value
     return paths, settings
+
+
+def _unknown_flag(name: str, flags: Sequence[str]) -> str:
+    """What to say about it: a setting of that very name in some section, else the flag or setting that is spelled alike."""
+    by_last = {setting.rpartition(".")[2]: setting for setting in reversed(setting_names())}
+    near = [name] if name in by_last else get_close_matches(name, [*flags, *by_last, *by_last.values()], n=1)
+    hint = f": did you mean {_flag(near[0] if near[0] in flags else by_last.get(near[0], near[0]))!r}?" if near else ""
+    return f"unknown flag {_flag(name)!r}{hint} (--help lists flags, --print-config all settings)"
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def merged(path: str, named: Mapping[str, Any], dotted: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of a command: those of the file at `path`, over them its own flags that were given, then dotted ones."""
+    given = {name: value for name, value in named.items() if value not in ("", None)}
+    return over(over(from_file(path), given), dotted)
 
 
 def from_file(path: str | None) -> dict[str, Any]:

@@ -15,8 +15,10 @@ def command(
     workers: int | None = None,
     device: str = "auto",
     json: bool = False,
-) -> None:
+) -> int:
     """Write a vector for every video, or for every clip, with its id and its start and end seconds.
+
+    A video that cannot be read is named; the others are still written, and the exit code is 2.
 
     Parameters
     ----------
@@ -55,6 +57,7 @@ def command(
     rows = write_parquet(out, embed(network, examples, per, clips, batch_size, workers, on_missing), network, per)
     if json:
         emit_json({"out": out, "rows": rows, "width": network.width, "per": per, "videos": len(examples), "missing": missing})
-        return
-    print(f"{out}: {rows} vectors of {network.width} values")
-    print(f"{len(examples) - len(missing)} of {len(examples)} videos")
+    else:
+        print(f"{out}: {rows} vectors of {network.width} values")
+        print(f"{len(examples) - len(missing)} of {len(examples)} videos")
+    return 2 if missing else 0

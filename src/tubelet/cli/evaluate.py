@@ -9,7 +9,7 @@ def command(
     *data: str,
     split: str = "",
     clips: int = 5,
-    crops: int = 3,
+    crops: int | None = None,
     knn: bool = True,
     linear_probe: bool = True,
     baseline: bool = True,
@@ -20,6 +20,8 @@ def command(
     json: bool = False,
 ) -> None:
     """Measure a model on labelled videos, beside its baselines, and write report.html.
+
+    Videos that cannot be read are named, counted and in no number; the exit code is 0 as long as there is a result.
 
     Parameters
     ----------
@@ -33,13 +35,14 @@ def command(
     clips
         Windows in time per video.
     crops
-        Crops of each window: 1 or 3. Probabilities are averaged over clips x crops.
+        Crops of each window, averaged like the windows. Default: 3, or 1 for a model that sees the whole frame squeezed.
     knn
         k-nearest neighbours on frozen features.
     linear_probe
         Logistic regression on frozen features.
     baseline
-        Train the same model from random initialisation on the same budget (in RUN/random_init, resumable).
+        Train the same model from random initialisation on the same budget, without layer decay, which is made for
+        pretrained weights (in RUN/random_init, resumable).
     out
         Folder of the report. Default: the model's run folder, else runs/evaluate_MODEL.
     batch_size
@@ -51,7 +54,8 @@ def command(
     json
         Print a JSON object instead of tables.
     """
-    from tubelet.evaluate.run import Settings, data_of, evaluate
+    from tubelet.evaluate.run import Settings, evaluate
+    from tubelet.evaluate.sides import data_of
     from tubelet.train.device import choose_device
 
     methods = tuple(name for name, wanted in (("linear probe", linear_probe), ("k-NN", knn)) if wanted)

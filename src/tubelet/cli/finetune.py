@@ -4,7 +4,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-FLAGS = ("out", "config", "model", "epochs", "freeze", "from_scratch", "seed", "print_config")
+FLAGS = ("out", "config", "model", "epochs", "freeze", "from_scratch", "seed", "print_config", "json")
 
 
 def command(
@@ -17,6 +17,7 @@ def command(
     from_scratch: bool = False,
     seed: int | None = None,
     print_config: bool = False,
+    json: bool = False,
 ) -> None:
     """Teach a pretrained model the classes of labelled videos; the same command resumes.
 
@@ -44,20 +45,17 @@ def command(
         Every random choice follows from it.
     print_config
         Print the whole configuration as YAML and stop.
+    json
+        Print the paths of run, model and report, the steps and the last numbers of the log as JSON.
     """
-    from tubelet.cli import _settings
+    from tubelet.cli import _run, _settings
     from tubelet.errors import ConfigError
     from tubelet.recipes import fine_tuning
-    from tubelet.train.loop import train
 
     paths, dotted = _settings.split(model_and_data, FLAGS)
     if not paths and not from_scratch:
         raise ConfigError("no model named: tubelet finetune MODEL DATA..., with MODEL a run folder, or `none`")
     source = "none" if from_scratch else paths.pop(0)
     named = {"model.name": model, "optim.epochs": epochs, "run.seed": seed, "optim.freeze": freeze or None}
-    settings = _settings.from_file(config) | {k: v for k, v in named.items() if v not in ("", None)} | dotted
-    made = fine_tuning(None if source == "none" else source, paths, out, settings)
-    if print_config:
-        print(made.to_yaml(), end="")
-        return
-    train(made)
+    settings = _settings.merged(config, named, dotted)
+    _run.carry_out(fine_tuning(None if source == "none" else source, paths, out, settings), print_config, json)

@@ -4,7 +4,7 @@ from tubelet.cli._print import emit_json, note
 
 
 def command(
-    model: str, *videos: str, top: int = 5, clips: int = 5, crops: int = 3, device: str = "auto", json: bool = False
+    model: str, *videos: str, top: int = 5, clips: int = 5, crops: int | None = None, device: str = "auto", json: bool = False
 ) -> int:
     """Print the most probable classes of each video, the times that were looked at and the seconds it took.
 
@@ -19,7 +19,7 @@ def command(
     clips
         Windows in time per video.
     crops
-        Crops of each window: 1 or 3. Probabilities are averaged over clips x crops.
+        Crops of each window, averaged like the windows. Default: 3, or 1 for a model that sees the whole frame squeezed.
     device
         "auto", "cpu" or "cuda".
     json
@@ -48,7 +48,9 @@ def command(
             for name, probability in answer.top:
                 print(f"  {probability:6.1%}  {name}")
             spans = ", ".join(f"{clip[0]:.2f}-{clip[-1]:.2f}" for clip in answer.seconds)
-            print(f"  looked at seconds {spans}; {len(answer.seconds[0])} frames each, {crops} crop{'s' * (crops > 1)}")
+            print(
+                f"  looked at seconds {spans}; {len(answer.seconds[0])} frames each, {answer.crops} crop{'s' * (answer.crops > 1)}"
+            )
             for warning in answer.warnings:
                 print(f"  note: {warning}")
     if json:

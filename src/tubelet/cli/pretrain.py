@@ -4,7 +4,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-FLAGS = ("out", "config", "model", "epochs", "init", "seed", "print_config")
+FLAGS = ("out", "config", "model", "epochs", "init", "seed", "print_config", "json")
 
 
 def command(
@@ -16,6 +16,7 @@ def command(
     init: str = "",
     seed: int | None = None,
     print_config: bool = False,
+    json: bool = False,
 ) -> None:
     """Learn from a folder of videos without labels (masked autoencoding); the same command resumes.
 
@@ -40,16 +41,13 @@ def command(
         Every random choice follows from it.
     print_config
         Print the whole configuration as YAML and stop.
+    json
+        Print the paths of run, model and report, the steps and the last numbers of the log as JSON.
     """
-    from tubelet.cli import _settings
+    from tubelet.cli import _run, _settings
     from tubelet.recipes import pretraining
-    from tubelet.train.loop import train
 
     paths, dotted = _settings.split(data, FLAGS)
     named = {"model.name": model, "optim.epochs": epochs, "init": init, "run.seed": seed}
-    settings = _settings.from_file(config) | {k: v for k, v in named.items() if v not in ("", None)} | dotted
-    made = pretraining(paths, out, settings)
-    if print_config:
-        print(made.to_yaml(), end="")
-        return
-    train(made)
+    settings = _settings.merged(config, named, dotted)
+    _run.carry_out(pretraining(paths, out, settings), print_config, json)

@@ -1,13 +1,15 @@
 """Folders and tables of videos -> Examples. One file here is one format, with `matches(path)` and `read(path)`."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from tubelet import find
+from tubelet.datasets._files import is_video
 from tubelet.datasets.split import split
 from tubelet.errors import DataError
-from tubelet.records import Dataset
+from tubelet.records import Dataset, Example
 
 __all__ = ["formats", "labelled", "read", "read_many", "split"]
 
@@ -34,43 +36,55 @@ def read(path: str | Path, format: str = "auto") -> Dataset:
 
 
 def read_many(paths: Sequence[str | Path], format: str = "auto") -> Dataset:
-    """The union of several data sets: classes merged by name, ids and groups prefixed by the name of their folder.
+    """The union of several data sets: classes merged by name, ids and groups prefixed by the name of their folder, which
+    is their `source` too.
 
-    One path is `read(path)`, without a prefix. Clips may be flipped where every part allows it.
+    One path is `read(path)`, without a prefix; so is each path of a single video. A path given twice counts once. Clips
+    may be flipped where every part allows it.
     """
+    paths = list(dict.fromkeys(paths))
     if not paths:
         raise DataError("no data given: name at least one folder of videos or table")
     parts = [read(path, format) for path in paths]
     if len(parts) == 1:
         return parts[0]
-    examples = []
-    for prefix, part in zip(_prefixes(paths), parts, strict=True):
-        for example in part.examples:
-            group = None if example.group is None else f"{prefix}/{example.group}"
-            examples.append(replace(example, id=f"{prefix}/{example.id}", group=group))
+    examples: list[Example] = []
+    for source, part in zip(_sources(paths), parts, strict=True):
+        examples += [_prefixed(example, source) for example in part.examples] if source else part.examples
     classes = tuple(dict.fromkeys(name for part in parts for name in part.classes))
     return Dataset(tuple(examples), classes, all(part.may_flip for part in parts), parts[0].sampling)
 
 
-def labelled(dataset: Dataset) -> Dataset:
-    """Only the Examples that have a label; DataError where there is none, or only one class."""
+def labelled(dataset: Dataset, least_classes: int = 2) -> Dataset:
+    """Only the Examples that have a label; DataError where there is none, or fewer classes than are needed."""
     examples = tuple(example for example in dataset.examples if example.label is not None)
     if not examples:
         raise DataError("no video has a label: put each class in a folder of its own, or give a table with a label column")
-    if len(dataset.classes) < 2:
+    if len(dataset.classes) < least_classes:
         raise DataError(f"there is only one class, {dataset.classes[0]!r}: a classifier needs two or more")
     return replace(dataset, examples=examples)
 
 
-def _prefixes(paths: Sequence[str | Path]) -> list[str]:
-    """A short name for each path, all different: of a table the name of its folder."""
+def _prefixed(example: Example, source: str) -> Example:
+    group = None if example.group is None else f"{source}/{example.group}"
+    return replace(example, id=f"{source}/{example.id}", group=group, source=source)
+
+
+def _sources(paths: Sequence[str | Path]) -> list[str]:
+    """A short name for each path, all different: of a table the name of its folder, of a single video ""."""
     names: list[str] = []
+    taken: set[str] = set()
+    used: Counter[str] = Counter()
     for path in paths:
         place = Path(path).resolve()
         name = (place.parent if place.is_file() else place).name or "data"
-        count = 2
+        if place.is_file() and is_video(place):
+            names.append("")
+            continue
         unique = name
-        while unique in names:
-            unique, count = f"{name}-{count}", count + 1
+        while unique in taken:
+            used[name] += 1
+            unique = f"{name}-{used[name] + 1}"
+        taken.add(unique)
         names.append(unique)
     return names

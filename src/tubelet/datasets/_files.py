@@ -1,4 +1,4 @@
-"""What the readers share: which files are videos, and the order of names."""
+"""What the readers share: which files are videos, what names mean, and their order."""
 
 import os
 import re
@@ -38,7 +38,11 @@ VIDEO_SUFFIXES = frozenset(
         ".wmv",
     ]
 )
-# A mirrored clip of such a class shows another class.
+# What the sides of a split are called; lower case.
+TRAIN_NAMES = frozenset(["train", "training"])
+VAL_NAMES = frozenset(["val", "valid", "validate", "validation", "dev", "eval", "evaluation", "holdout"])
+TEST_NAMES = frozenset(["test", "testing"])
+# A mirrored clip of a class with such a word in its name shows another class.
 DIRECTION_WORDS = frozenset(
     [
         "left",
@@ -50,8 +54,14 @@ DIRECTION_WORDS = frozenset(
         "clockwise",
         "counterclockwise",
         "anticlockwise",
+        "cw",
+        "ccw",
         "east",
         "west",
+        "l",
+        "r",
+        "links",
+        "rechts",
     ]
 )
 
@@ -84,6 +94,9 @@ def natural(name: str) -> list[tuple[int, int, str]]:
 
 
 def may_flip(classes: tuple[str, ...]) -> bool:
-    """False when a class name says left, right, clockwise...: its mirror image would carry the wrong label."""
-    words = {word for name in classes for word in re.split(r"[^a-z]+", name.lower())}
+    """False when a class name says left, right, clockwise... (its mirror image would carry the wrong label), or when all
+    names are numbers, which say nothing."""
+    if classes and all(name.isdecimal() for name in classes):
+        return False
+    words = {word.lower() for name in classes for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)}
     return not words & DIRECTION_WORDS

@@ -2,60 +2,91 @@
 
 import hashlib
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Literal
 
 import torch
 
-from tubelet.datasets._files import natural
+from tubelet.datasets._files import TEST_NAMES, TRAIN_NAMES, VAL_NAMES, natural
 from tubelet.errors import DataError
 from tubelet.find import choose
 from tubelet.records import Dataset, Example
 
-VAL_NAMES = ("val", "validation", "valid", "dev")
-TEST_NAMES = ("test", "testing")
+Sides = tuple[list[Example], list[Example]]
+UnseenLabels = Literal["error", "drop"]
 
 
 def split(
-    dataset: Dataset, train: str | None = None, val: str | None = None, val_fraction: float = 0.2, seed: int = 0
+    dataset: Dataset,
+    train: str | None = None,
+    val: str | None = None,
+    val_fraction: float = 0.2,
+    seed: int = 0,
+    unseen_labels: UnseenLabels = "error",
 ) -> tuple[Dataset, Dataset]:
-    """(train, val) of a data set, with the classes that training sees, in the data set's order.
+    """(train, val) of a data set, with the classes that training sees.
 
     `train` and `val` name splits of the data set, several with commas between. Only `val` given: training takes
     everything else but test. Neither given: the data set's own val is held out (test where there is no val; the first
     fold where there are only folds). A data set without splits is cut here: whole groups (else whole files; files of
     equal content stay together) go to val until it has about `val_fraction` of every class, in an order fixed by
-    `seed`. DataError: an unknown split name, an empty side, an Example on both sides, or a label in val that training
-    never saw.
+    `seed`. Of a union each source follows its own splits, as far as the names given are not among them; sources without
+    splits are cut together. `unseen_labels` says what becomes of a label in val that training never saw. DataError: an
+    unknown split name, splits of which none is known to be held out, an empty side, a split on both sides, or such a
+    label under "error".
     """
-    names = sorted({example.split for example in dataset.examples if example.split}, key=natural)
-    if train or val:
-        train_names, val_names = _chosen(train, names), _chosen(val, names)
-        if not val_names:
-            val_names = [name for name in _held_out(names) if name not in train_names]
-        train_names = train_names or _rest(names, val_names)
-    else:
-        val_names = _held_out(names)
-        train_names = _rest(names, val_names)
-    if val_names:
-        both = sorted(set(train_names) & set(val_names))
-        if both:
-            raise DataError(f"split {both[0]!r} is asked for on both sides: train and val must differ")
-        # Rows that name no split are extra training material, unless the training splits were chosen by name.
-        trained = set(train_names) | (set() if train else {None, ""})
-        train_side = [example for example in dataset.examples if example.split in trained]
-        val_side = [example for example in dataset.examples if example.split in val_names]
-    elif train:
+    known = _names(dataset.examples)
+    train_names, val_names = _chosen(train, known), _chosen(val, known)
+    both = sorted(set(train_names) & set(val_names))
+    if both:
+        raise DataError(f"split {both[0]!r} is asked for on both sides: train and val must differ")
+    sources: dict[str, list[Example]] = defaultdict(list)
+    for example in dataset.examples:
+        sources[example.source].append(example)
+    sides: Sides = ([], [])
+    uncut: list[Example] = []
+    for examples in sources.values():
+        named = _by_name(examples, train_names, val_names)
+        if named is None:
+            uncut += examples
+        else:
+            sides[0].extend(named[0])
+            sides[1].extend(named[1])
+    if uncut:
+        cut = by_group(uncut, val_fraction, seed)
+        sides[0].extend(cut[0])
+        sides[1].extend(cut[1])
+    for side, name in zip(sides, ("train", "val"), strict=True):
+        if not side:
+            raise DataError(
+                f"the {name} side of the split is empty ({len(sides[0])} train, {len(sides[1])} val of "
+                f"{len(dataset.examples)}): add videos, or name the splits (known: {', '.join(known) or 'none'})"
+            )
+    first, second = (replace(dataset, examples=tuple(side)) for side in sides)
+    return with_seen_labels(first, second, unseen_labels)
+
+
+def with_seen_labels(train: Dataset, val: Dataset, unseen_labels: UnseenLabels = "error") -> tuple[Dataset, Dataset]:
+    """Both sides with the classes that training has; Examples of val with another label are an error or dropped."""
+    seen = {example.label for example in train.examples}
+    classes = tuple(name for name in train.classes if name in seen)
+    unseen = sorted({str(example.label) for example in val.examples if example.label not in {*seen, None}}, key=natural)
+    kept = val.examples
+    if unseen and unseen_labels == "drop":
+        kept = tuple(example for example in val.examples if example.label in seen)
+    if (unseen and unseen_labels == "error") or not kept:
+        more = f" and {len(unseen) - 3} more" if len(unseen) > 3 else ""
         raise DataError(
-            f"train split {train!r} leaves nothing to validate on: name a val split too (known: {', '.join(names)})"
+            f"validation has the label {', '.join(repr(label) for label in unseen[:3])}{more}, which training never saw: "
+            "move some of its videos to training, or leave them out with --data.unseen-labels drop"
         )
-    else:
-        train_side, val_side = by_group(dataset.examples, val_fraction, seed)
-    return _checked(dataset, train_side, val_side)
+    return replace(train, classes=classes), replace(val, examples=kept, classes=classes)
 
 
-def by_group(examples: Iterable[Example], val_fraction: float = 0.2, seed: int = 0) -> tuple[list[Example], list[Example]]:
+def by_group(examples: Iterable[Example], val_fraction: float = 0.2, seed: int = 0) -> Sides:
     """(train, val) lists: groups stay whole, val has about `val_fraction` of every label, training keeps every
     label."""
     if not 0 < val_fraction < 1:
@@ -147,32 +178,38 @@ def _chosen(text: str | None, names: list[str]) -> list[str]:
     return [choose(name.strip(), names, "split") for name in text.split(",")]
 
 
+def _by_name(examples: list[Example], train_names: list[str], val_names: list[str]) -> Sides | None:
+    """(train, val) lists of one source by the splits asked for, as far as it has them, else by its own; None where nothing
+    says what is held out."""
+    names = _names(examples)
+    wanted = [name for name in train_names if name in names]
+    held = [name for name in val_names if name in names]
+    held = held or [name for name in _held_out(names) if name not in wanted]
+    if not wanted and not held:
+        return None
+    # Rows that name no split are extra training material, unless the training splits were chosen by name.
+    trained = wanted or [name for name in names if name not in held and name.lower() not in TEST_NAMES] + [""]
+    return (
+        [example for example in examples if (example.split or "") in trained],
+        [example for example in examples if example.split in held],
+    )
+
+
+def _names(examples: Iterable[Example]) -> list[str]:
+    return sorted({example.split for example in examples if example.split}, key=natural)
+
+
 def _held_out(names: list[str]) -> list[str]:
+    """The splits that nobody means to train on; none where all is for training. DataError where that is anyone's guess."""
     for known in (VAL_NAMES, TEST_NAMES):
         found = [name for name in names if name.lower() in known]
         if found:
             return found
-    return names[:1] if len(names) > 1 else []
-
-
-def _rest(names: list[str], val_names: list[str]) -> list[str]:
-    return [name for name in names if name not in val_names and name.lower() not in TEST_NAMES]
-
-
-def _checked(dataset: Dataset, train: list[Example], val: list[Example]) -> tuple[Dataset, Dataset]:
-    for side, name in ((train, "train"), (val, "val")):
-        if not side:
-            raise DataError(
-                f"the {name} side of the split is empty ({len(train)} train, {len(val)} val of {len(dataset.examples)}): "
-                "add videos, or name the splits"
-            )
-    seen = {example.label for example in train if example.label is not None}
-    unseen = sorted({example.label for example in val if example.label is not None} - seen, key=natural)
-    if unseen and dataset.classes:
-        more = f" and {len(unseen) - 3} more" if len(unseen) > 3 else ""
-        raise DataError(
-            f"validation has the label {', '.join(repr(label) for label in unseen[:3])}{more}, which training never saw: "
-            "move some of its videos to training, or leave it out"
-        )
-    classes = tuple(name for name in dataset.classes if name in seen)
-    return replace(dataset, examples=tuple(train), classes=classes), replace(dataset, examples=tuple(val), classes=classes)
+    if len(names) < 2 or all(name.lower() in TRAIN_NAMES for name in names):
+        return []
+    if all(re.fullmatch(r"(fold[ _-]?)?\d+", name.lower()) for name in names):
+        return names[:1]
+    raise DataError(
+        f"the data has the splits {', '.join(names)}, and none of them is called val or test: "
+        "say which to hold out with --data.val-split"
+    )

@@ -3,9 +3,10 @@
 With a header, columns are found by name (see COLUMNS; others are ignored). Without one a row is `path`, `path label`,
 `path frame_count label` (as in the lists for TSN) or `path label start end`. Paths are relative to the table's folder
 and may hold spaces; labels are names or numbers. A folder with such a file at its top, called `labels.csv` or alike,
-is that table.
+is that table, provided that a video it names exists: a list of class names may lie beside class folders.
 
-Clips may be flipped unless a class name speaks of a direction; sampling is VideoMAE's.
+Clips may be flipped unless a class name may stand for a direction, or a column names the class of the reversed clip;
+sampling is VideoMAE's.
 """
 
 import csv
@@ -29,6 +30,7 @@ COLUMNS = {
     "split": ("split", "subset", "fold"),
     "start": ("start", "start_seconds", "start_time"),
     "end": ("end", "end_seconds", "end_time"),
+    "reverse": ("reverse_label",),
 }
 DELIMITERS = "\t;|,"  # tried in this order, then spaces
 
@@ -50,7 +52,7 @@ def read(path: str | Path) -> Dataset:
     if table.is_dir():
         found = _table_of(table)
         if found is None:
-            raise DataError(f"{table} holds no table: wanted one of labels.csv, labels.tsv or labels.txt at its top")
+            raise DataError(f"{table} holds no table: wanted labels.csv, .tsv or .txt at its top, naming videos that exist")
         table = found
     if not table.exists():
         raise DataError(f"{table} does not exist: wanted a table of videos (CSV, TSV or `path label` lines)")
@@ -84,12 +86,23 @@ def read(path: str | Path) -> Dataset:
             )
         )
     classes = tuple(sorted({example.label for example in examples if example.label is not None}, key=natural))
-    return Dataset(tuple(examples), classes, may_flip(classes))
+    return Dataset(tuple(examples), classes, may_flip(classes) and "reverse" not in columns)
 
 
 def _table_of(folder: Path) -> Path | None:
     candidates = (folder / (name + suffix) for name in FILE_NAMES for suffix in SUFFIXES)
-    return next((path for path in candidates if path.is_file()), None)
+    return next((path for path in candidates if path.is_file() and _names_a_video(path)), None)
+
+
+def _names_a_video(table: Path) -> bool:
+    """Whether a row names a file that exists; a CSV or TSV file that cannot be read counts, so that its error is seen."""
+    try:
+        rows, columns = _rows(table)
+    except DataError:
+        return table.suffix.lower() in (".csv", ".tsv")
+    names_in = lru_cache(_names)
+    named = (row[columns["path"]].strip() for _, row in rows if columns["path"] < len(row))
+    return any(os.path.isfile(_resolve(table.parent, name, names_in)) for name in named)
 
 
 def _rows(table: Path) -> tuple[list[tuple[int, list[str]]], dict[str, int]]:

@@ -71,6 +71,8 @@ def subtitle(sections: Sections) -> str:
         facts.append(f"{text(model['name'])}, {model['params'] / 1e6:.1f} M parameters")
         facts.append(f"clips of {model['frames']} frames at {model['size']} × {model['size']}")
     if data:
+        if data.get("part"):
+            facts.append(text(data["part"]))
         facts.append(f"{data['evaluated']} of {data['asked']} videos evaluated, {data['clips']} × {data['crops']} views each")
     if "updated" in sections:
         facts.append(datetime.datetime.fromisoformat(sections["updated"]).strftime("%-d %B %Y, %H:%M"))
@@ -96,10 +98,15 @@ def results(sections: Sections) -> str:
     )
     with_note = any(row.get("note") for row in rows)
     lines = "".join(result_line(row, with_note, row is best[0] if best else False) for row in rows)
-    heads = ["", "Top-1", "", "Top-5", "Mean of classes", "Videos"] + ([""] if with_note else [])
-    head = "".join(f"<th{'' if index in (0, 2, 6) else ' class=n'}>{name}</th>" for index, name in enumerate(heads))
+    heads = ["", "Top-1", "", "Top-5", "Mean of classes", "Videos", "Views"] + ([""] if with_note else [])
+    head = "".join(f"<th{'' if index in (0, 2, 7) else ' class=n'}>{name}</th>" for index, name in enumerate(heads))
     few = len(sections.get("classes", [])) if 0 < len(sections.get("classes", [])) < 5 else 0
     note = "The thin line over each bar is the 95 % interval of top-1 on this many videos."
+    met = sections.get("data", {}).get("trained_on")
+    if met:
+        note += (
+            f" <b>The model was trained on {met} of the evaluated videos: its numbers do not show how it does on new ones.</b>"
+        )
     if few:
         note += f" With {few} classes, top-5 is top-{few}."
     return (
@@ -123,7 +130,7 @@ def result_line(row: Mapping[str, Any], with_note: bool, lead: bool) -> str:
     note = f'<td class="quiet">{text(row.get("note") or "")}</td>' if with_note else ""
     if row["top1"] is None:
         none = "<td class=n>–</td>"
-        return f"<tr><td>{name}</td>{none}<td></td>{none * 3}{note}</tr>"
+        return f"<tr><td>{name}</td>{none}<td></td>{none * 4}{note}</tr>"
     low, high = row.get("top1_low"), row.get("top1_high")
     interval = ""
     if low is not None and high is not None:
@@ -132,10 +139,11 @@ def result_line(row: Mapping[str, Any], with_note: bool, lead: bool) -> str:
     kind = "lead" if lead else "floor" if row["weights"] in ("majority class", "chance") else ""
     numbers = "".join(f"<td class=n>{percent(row.get(key))}</td>" for key in ("top5", "mean_class_accuracy"))
     videos = row.get("videos")
+    views = f"{row['clips']} × {row['crops']}" if "clips" in row else ""
     return (
         f'<tr class="{kind}"><td>{name}</td><td class="n top">{percent(row["top1"])}</td>'
         f'<td class="bars">{bar}</td>{numbers}'
-        f"<td class=n>{'' if videos is None else videos}</td>{note}</tr>"
+        f"<td class=n>{'' if videos is None else videos}</td><td class=n>{views}</td>{note}</tr>"
     )
 
 

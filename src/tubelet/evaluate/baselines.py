@@ -1,7 +1,7 @@
 """What a result must beat: always the commonest class, chance, and the same model without pretraining on the same
 budget."""
 
-import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from tubelet import models
 from tubelet.errors import ConfigError
 from tubelet.models._model import Model
+from tubelet.train.config import TrainConfig
 
 
 def majority_class(labels: Tensor, classes: int) -> Tensor:
@@ -40,12 +41,11 @@ def untrained(model: Model, seed: int = 0) -> Model:
 
 
 def random_initialisation(run_folder: str | Path) -> Path:
-    """Train the run in `run_folder` again from random weights, all other settings equal; gives the folder of that run.
+    """Train the run in `run_folder` again from random weights on the same budget; gives the folder of that run.
 
-    It lives in RUN/random_init. Interrupted, it resumes; finished, nothing is trained. ConfigError when the folder
-    holds no run that could be repeated.
+    It lives in RUN/random_init. Interrupted, it resumes; finished, nothing is read but that folder. ConfigError when
+    the folder holds no run that could be repeated.
     """
-    from tubelet.train.config import TrainConfig
     from tubelet.train.loop import train
 
     folder = Path(run_folder)
@@ -54,5 +54,29 @@ def random_initialisation(run_folder: str | Path) -> Path:
             f"{folder} holds no config.yaml, so its training cannot be repeated from random weights: "
             "give the run folder, or --no-baseline"
         )
-    config = TrainConfig.from_yaml(folder / "config.yaml")
-    return train(dataclasses.replace(config, init=None, out=str(folder / "random_init")))
+    twin = folder / "random_init"
+    return twin if (twin / "model" / "config.json").is_file() else train(twin_config(folder))
+
+
+def twin_config(run_folder: Path) -> TrainConfig:
+    """The settings of the run from random initialisation: those it began with, else the run's without what it started from.
+
+    Layer decay goes too: it holds back the lower layers, which helps pretrained weights and hampers random ones.
+    """
+    twin = run_folder / "random_init"
+    if (twin / "config.yaml").is_file():
+        return replace(TrainConfig.from_yaml(twin / "config.yaml"), out=str(twin))
+    config = TrainConfig.from_yaml(run_folder / "config.yaml")
+    return replace(config, init=None, out=str(twin), optim=replace(config.optim, layer_decay=1.0))
+
+
+def twin_note(run_folder: Path) -> str:
+    """What the results table says about the twin: what was the same as in the run, and what was not."""
+    mine, twin = TrainConfig.from_yaml(run_folder / "config.yaml").optim, twin_config(run_folder).optim
+    if mine.freeze:
+        return "frozen random features, only the head was trained"
+    if twin.layer_decay < 1:
+        held = f"held back by layer decay {twin.layer_decay:g} (to train it without: remove random_init/)"
+        return f"the same training without pretraining, {held}"
+    instead = f", layer decay 1 in place of {mine.layer_decay:g}" if mine.layer_decay < 1 else ""
+    return f"the same training without pretraining{instead}"

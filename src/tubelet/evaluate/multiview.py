@@ -17,7 +17,7 @@ from torch import Tensor
 from tubelet.errors import DataError
 from tubelet.loading import view_batches
 from tubelet.models._model import Model
-from tubelet.records import Example
+from tubelet.records import ClipSpec, Example
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Looks:
     """What a model makes of many videos, every row the average of the video's views.
 
     examples are those that could be read, in the order given; probabilities float64 (M,K) or None for a model
-    without classes; embeddings float64 (M,D); seconds: for each video its views' frame times (V,T); missing: (id,
-    reason) of the rest.
+    without classes; embeddings float64 (M,D); seconds: for each video its views' frame times (V,T), V = clips x crops;
+    missing: (id, reason) of the rest.
     """
 
     examples: tuple[Example, ...]
@@ -46,6 +46,13 @@ class Looks:
     seconds: tuple[Tensor, ...]
     missing: tuple[tuple[str, str], ...]
     seconds_taken: float
+    clips: int
+    crops: int
+
+
+def crops_of(spec: ClipSpec, asked: int | None) -> int:
+    """Crops per clip: as many as asked for; left open (None) 3, or 1 where a view is the whole frame (fit="stretch")."""
+    return asked if asked is not None else 1 if spec.fit == "stretch" else 3
 
 
 @torch.no_grad()
@@ -133,6 +140,8 @@ def look(
         seconds=tuple(row.seconds for row in rows),
         missing=tuple(missing),
         seconds_taken=time.perf_counter() - started,
+        clips=clips,
+        crops=crops,
     )
 
 

@@ -4,6 +4,7 @@ report sections.
 Each function gives plain values: rows for the results table, or (pictures, sections) for `report.update`.
 """
 
+import hashlib
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from tubelet.evaluate.baselines import chance, majority_class
 from tubelet.evaluate.knn import knn
 from tubelet.evaluate.linear_probe import linear_probe
 from tubelet.evaluate.multiview import Looks, label_numbers
+from tubelet.evaluate.sides import Met
 from tubelet.loading import load_views
 from tubelet.models._model import Model
 from tubelet.records import Example
@@ -39,15 +41,21 @@ STRIPS_SHOWN = 3
 GIF_FRAMES_PER_SECOND = 6
 
 
-def row(name: str, weights: str, probabilities: Tensor, labels: Tensor, note: str = "") -> Row:
-    """One line of the results table: every number of metrics.score under a name and where the weights come from."""
-    return {"name": name, "weights": weights, "note": note, **metrics.score(probabilities, labels)}
+def row(
+    name: str, weights: str, probabilities: Tensor, examples: Sequence[Example], class_names: Sequence[str], note: str = ""
+) -> Row:
+    """One line of the results table: every number of metrics.score under a name and where the weights come from.
+
+    probabilities (M,K) of the M labelled examples; `data` tells whether two rows are about the same videos.
+    """
+    about = {"name": name, "weights": weights, "note": note, "data": fingerprint(examples)}
+    return about | metrics.score(probabilities, label_numbers(examples, class_names))
 
 
 def classification_row(looks: Looks, class_names: Sequence[str], weights: str, name: str = "fine-tuned", note: str = "") -> Row:
     """The results line of a classifier that has looked at labelled videos."""
     assert looks.probabilities is not None, "a model without classes cannot classify"
-    return row(name, weights, looks.probabilities, label_numbers(looks.examples, class_names), note)
+    return row(name, weights, looks.probabilities, looks.examples, class_names, note) | views(looks)
 
 
 def frozen_rows(
@@ -56,37 +64,54 @@ def frozen_rows(
     class_names: Sequence[str],
     weights: str,
     methods: Sequence[str] = ("k-NN", "linear probe"),
-    features: str = "frozen features",
+    note: str = "frozen features",
 ) -> list[Row]:
     """k-NN and linear probe on frozen embeddings: fitted on the videos in `stored`, judged on those in `asked`."""
-    train_labels, labels = label_numbers(stored.examples, class_names), label_numbers(asked.examples, class_names)
-    note = f"{features}, {len(train_labels)} labelled training videos"
-    rows = []
+    train_labels, groups = label_numbers(stored.examples, class_names), [example.group for example in stored.examples]
+    answers = {}
     if "linear probe" in methods:
-        groups = [example.group for example in stored.examples]
-        answers = linear_probe(stored.embeddings, train_labels, asked.embeddings, len(class_names), groups=groups)
-        rows.append(row("linear probe", weights, answers, labels, note))
+        answers["linear probe"] = linear_probe(
+            stored.embeddings, train_labels, asked.embeddings, len(class_names), groups=groups
+        )
     if "k-NN" in methods:
-        answers = knn(stored.embeddings, train_labels, asked.embeddings, len(class_names))
-        rows.append(row("k-NN", weights, answers, labels, note))
-    return rows
+        answers["k-NN"] = knn(stored.embeddings, train_labels, asked.embeddings, len(class_names))
+    return [row(name, weights, given, asked.examples, class_names, note) | views(asked) for name, given in answers.items()]
 
 
 def floor_rows(train: Sequence[Example], asked: Sequence[Example], class_names: Sequence[str]) -> list[Row]:
     """Majority class (of the training videos, of the evaluated ones where there are none) and chance."""
-    labels = label_numbers(asked, class_names)
-    labelled = [example for example in train if example.label is not None]
-    counted = label_numbers(labelled, class_names) if labelled else labels
-    of = "training" if labelled else "evaluated"
-    answers = majority_class(counted, len(class_names)).expand(len(labels), -1)
+    counted = labelled(train) or asked
+    of = "evaluated" if counted is asked else "training"
+    answers = majority_class(label_numbers(counted, class_names), len(class_names)).expand(len(asked), -1)
     name = class_names[int(answers[0].argmax())]
-    majority = row("majority class", "majority class", answers, labels, f"always {name!r}, the commonest of the {of} videos")
-    return [majority, chance(len(class_names))]
+    note = f"always {name!r}, the commonest of the {of} videos"
+    majority = row("majority class", "majority class", answers, asked, class_names, note)
+    return [majority, chance(len(class_names)) | {"data": majority["data"]}]
 
 
-def classification_sections(
-    looks: Looks, class_names: Sequence[str], clips: int, crops: int, frame_source: Model
-) -> tuple[Pictures, Sections]:
+def row_without_number(name: str, weights: str, note: str, beside: Row) -> Row:
+    """A line that says why there is no result, about the same videos as the row `beside`."""
+    numbers = dict.fromkeys(("top1", "top5", "mean_class_accuracy", "videos"))
+    return {"name": name, "weights": weights, "note": note, "data": beside["data"], **numbers}
+
+
+def fingerprint(examples: Sequence[Example]) -> str:
+    """A short hash of which videos (ids, labels, parts) these are, in any order."""
+    facts = sorted(repr((one.id, one.label, one.start_seconds, one.end_seconds)) for one in examples)
+    return hashlib.blake2b("\n".join(facts).encode(), digest_size=8).hexdigest()
+
+
+def views(looks: Looks) -> dict[str, int]:
+    """Clips and crops per video, as a row and the data section say them."""
+    return {"clips": looks.clips, "crops": looks.crops}
+
+
+def data_section(part: str, before: Met) -> Sections:
+    """Which part of the data was evaluated, and how many of its videos the model was trained on (None: not known)."""
+    return {"part": part, "trained_on": before.labelled, "pretrained_on": before.unlabelled}
+
+
+def classification_sections(looks: Looks, class_names: Sequence[str], frame_source: Model) -> tuple[Pictures, Sections]:
     """Confusion matrix, classes, mistakes with their frames, embedding map, missing videos and timing of a classifier.
 
     frame_source is the model whose ClipSpec says how the frames of mistakes are cut.
@@ -95,7 +120,7 @@ def classification_sections(
     class_names = tuple(class_names)
     labels = label_numbers(looks.examples, class_names)
     matrix = metrics.confusion_matrix(looks.probabilities, labels)
-    pictures, sections = seen_sections(looks, class_names, clips, crops)
+    pictures, sections = seen_sections(looks, class_names)
     for theme in ("light", "dark"):
         pictures[f"confusion.{theme}.png"] = confusion(matrix.numpy(), class_names, dark=theme == "dark")
     sections |= {"confusion": matrix.tolist(), "per_class": metrics.per_class(matrix, class_names)}
@@ -114,7 +139,7 @@ def classification_sections(
     return pictures, sections
 
 
-def seen_sections(looks: Looks, class_names: Sequence[str], clips: int, crops: int) -> tuple[Pictures, Sections]:
+def seen_sections(looks: Looks, class_names: Sequence[str]) -> tuple[Pictures, Sections]:
     """Embedding map, counts, missing videos and timing: what any model that looked at labelled videos can show."""
     labels = label_numbers(looks.examples, class_names).tolist()
     pictures = {
@@ -122,14 +147,14 @@ def seen_sections(looks: Looks, class_names: Sequence[str], clips: int, crops: i
         for theme in ("light", "dark")
     }
     evaluated, asked = len(looks.examples), len(looks.examples) + len(looks.missing)
-    views = evaluated * clips * crops
+    looked = evaluated * looks.clips * looks.crops
     sections: Sections = {
         "classes": list(class_names),
-        "data": {"asked": asked, "evaluated": evaluated, "clips": clips, "crops": crops},
+        "data": {"asked": asked, "evaluated": evaluated} | views(looks),
         "missing": [{"id": id, "reason": reason} for id, reason in looks.missing],
         "timing": {
             "evaluation (seconds)": looks.seconds_taken,
-            "evaluation (views per second, decoding included)": views / max(looks.seconds_taken, 1e-9),
+            "evaluation (views per second, decoding included)": looked / max(looks.seconds_taken, 1e-9),
         },
     }
     return pictures, sections

@@ -39,15 +39,18 @@ def load(folder: str | Path) -> dict[str, Any]:
 def update(folder: str | Path, pictures: Mapping[str, bytes] | None = None, **sections: Any) -> Path:
     """Add to the report in `folder` and draw the page again; gives the path of report.html.
 
-    A section replaces the one of that name, except `results`: its rows join those that are there, a row with the
-    same `name` and `weights` replaces the old one. `pictures` {file name: bytes}, e.g. "confusion.dark.png".
-    Sections: see `SECTIONS`.
+    A section replaces the one of that name, except `results`: its rows join those about the same videos (equal `data`;
+    rows about others go), a row with the same `name` and `weights` replaces the old one. `pictures` {file name: bytes},
+    e.g. "confusion.dark.png". Sections: see `SECTIONS`.
     """
     folder = Path(folder)
     unknown = set(sections) - set(SECTIONS)
     assert not unknown, f"unknown report sections {sorted(unknown)}"
     whole = load(folder)
-    rows = {(row["name"], row["weights"]): row for row in [*whole.get("results", []), *sections.get("results", [])]}
+    new = sections.get("results", [])
+    about = {row.get("data") for row in new}
+    old = [row for row in whole.get("results", []) if not new or row.get("data") in about]
+    rows = {(row["name"], row["weights"]): row for row in [*old, *new]}
     whole |= {**sections, "updated": datetime.datetime.now().astimezone().isoformat(timespec="seconds")}
     if rows:
         whole["results"] = sorted(rows.values(), key=_place)
@@ -58,11 +61,21 @@ def update(folder: str | Path, pictures: Mapping[str, bytes] | None = None, **se
     return render(folder)
 
 
+def claim(folder: str | Path) -> None:
+    """Make the folder of a report; CheckpointError, before any work, where it or its report.json cannot be used."""
+    folder = Path(folder)
+    load(folder)
+    probe = folder / f".writable.{os.getpid()}"
+    write_atomically(probe, b"")
+    probe.unlink()
+
+
 SECTIONS = {
     "name": "heading of the page",
     "model": "name, params, gmacs, classes and ClipSpec of the model",
-    "results": "rows: name, weights, top1, top5, mean_class_accuracy, top1_low, top1_high, videos, note",
-    "data": "what was evaluated: split, asked, evaluated, clips, crops, frame seconds",
+    "results": "rows: name, weights, top1, top5, mean_class_accuracy, top1_low, top1_high, videos, clips, crops, note, "
+    "data (fingerprint of the videos judged)",
+    "data": "what was evaluated: part, asked, evaluated, clips, crops, trained_on, pretrained_on",
     "classes": "class names in order",
     "confusion": "counts, row = true class",
     "per_class": "rows: class, videos, correct, accuracy, mistaken_for, mistaken_times",
@@ -106,6 +119,7 @@ def write_run_report(
     """
     from tubelet.evaluate import protocol
     from tubelet.evaluate.multiview import look
+    from tubelet.evaluate.sides import met, part_of, run_of
 
     folder = Path(run_folder)
     pictures, sections = protocol.pretraining_sections(
@@ -114,9 +128,11 @@ def write_run_report(
     asked = protocol.labelled(examples)
     if model.class_names and asked:
         looks = look(model, asked, batch_size=batch_size)
-        more_pictures, more = protocol.classification_sections(looks, model.class_names, 1, 1, model)
+        more_pictures, more = protocol.classification_sections(looks, model.class_names, model)
         pictures, sections = pictures | more_pictures, sections | more
-        own = protocol.classification_row(looks, model.class_names, weights)
+        before = met(run_of(folder), looks.examples)
+        sections["data"] |= protocol.data_section(part_of(asked), before)
+        own = protocol.classification_row(looks, model.class_names, weights, note=before.note)
         sections["results"] = [own, *protocol.floor_rows(train_examples, looks.examples, model.class_names)]
     sections |= {"name": folder.resolve().name, "model": protocol.model_section(model)}
     return update(folder, pictures, **sections)

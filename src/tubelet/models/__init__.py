@@ -32,13 +32,18 @@ def build(name: str, spec: ClipSpec, class_names: Sequence[str] = (), **options:
 
     Raises ConfigError for an unknown variant or option, naming the nearest, and for clips the model cannot take.
     """
-    known = variants()
-    family = known[find.choose(name, known, "model")]
-    takes = list(inspect.signature(type_of(family).__init__).parameters)[4:]
+    takes = options_of(name)
     for option in options:
         find.choose(option, takes, f"option of {name}")
-    model: Model = family.build(name, spec, class_names, **options)
+    model: Model = variants()[name].build(name, spec, class_names, **options)
     return model
+
+
+def options_of(name: str) -> list[str]:
+    """The options that `build` takes for a variant; ConfigError naming the nearest for an unknown one."""
+    known = variants()
+    family = known[find.choose(name, known, "model")]
+    return list(inspect.signature(type_of(family).__init__).parameters)[4:]
 
 
 def type_of(family: ModuleType) -> type[Model]:

@@ -62,6 +62,8 @@ def measure(model: Model, batch: Batch, config: MaskedConfig, generator: Generat
     """{"loss": (B,)}, each clip's mean distance over its hidden and reconstructed tokens. The masks come from `generator`."""
     device = batch.frames.device
     clips = len(batch.frames)
+    if not hasattr(model, "grid"):
+        raise ConfigError(f"{model.name} has no tokens that could be hidden: pretrain a videomae model")
     mask = masking.make(config.mask, model.grid, config.ratio, clips, generator).to(device)
     decoder_mask = None
     if config.decoder_mask:

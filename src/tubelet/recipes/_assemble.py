@@ -1,15 +1,19 @@
 """What a user asked for, on top of the recipe that fits the data and the machine -> one whole configuration."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tubelet import datasets
+from tubelet import datasets, models
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.recipes import finetune, pretrain
+from tubelet.recipes._budget import fitting_stride
+from tubelet.records import Dataset
 from tubelet.train.config import ModelConfig, TrainConfig, from_dict, read_value, to_dict, with_settings
 from tubelet.train.data import absolute
 from tubelet.train.device import choose_device
+from tubelet.train.folder import begun
 from tubelet.weights.load import load_model
 
 # Model options that follow from the clip, not from the size of the model: they survive a change of `model.name`.
@@ -27,7 +31,7 @@ def pretraining(data: Sequence[str], out: str, settings: Mapping[str, Any]) -> T
     if base is None:
         dataset = datasets.read_many(paths, settings.get("data.format", "auto"))
         device = choose_device(settings.get("run.device", "auto")).type
-        base = pretrain.choose(len(dataset.examples), device)(paths, out, dataset)
+        base = _fitted(pretrain.choose(len(dataset.examples), device)(paths, out, dataset), dataset, settings)
     return _changed(base, paths, out, settings)
 
 
@@ -45,9 +49,11 @@ def fine_tuning(source: str | None, data: Sequence[str], out: str, settings: Map
             network = load_model(source)
             model, clip = ModelConfig(network.name, dict(network.options)), network.spec
         else:
-            twin = pretrain.choose(len(dataset.examples), device)(paths, out, dataset)
+            twin = _fitted(pretrain.choose(len(dataset.examples), device)(paths, out, dataset), dataset, settings)
             model, clip = ModelConfig(twin.model.name, {**twin.model.options, "drop_path": 0.0}), twin.clip
         base = finetune.choose(len(dataset.examples), device)(paths, out, dataset, model, clip)
+        if not source:
+            base = finetune.from_random_values(base)
     return _changed(base, paths, out, {"init": init, **settings})
 
 
@@ -66,13 +72,22 @@ def _where(data: Sequence[str], out: str, settings: Mapping[str, Any], what: str
 def _begun(out: str) -> TrainConfig | None:
     """The configuration of a run that has begun in this folder."""
     path = Path(out) / "config.yaml"
-    return TrainConfig.from_yaml(path) if path.exists() else None
+    return TrainConfig.from_yaml(path) if begun(Path(out)) and path.exists() else None
+
+
+def _fitted(config: TrainConfig, dataset: Dataset, settings: Mapping[str, Any]) -> TrainConfig:
+    """The recipe's run with the stride that fits the frames of a clip the user asked for."""
+    frames = read_value(int, settings.get("clip.frames", config.clip.frames), "clip.frames")
+    if frames == config.clip.frames or "clip.stride_frames" in settings:
+        return config
+    return replace(config, clip=replace(config.clip, stride_frames=fitting_stride(dataset.examples, frames)))
 
 
 def _changed(base: TrainConfig, paths: Sequence[str], out: str, settings: Mapping[str, Any]) -> TrainConfig:
     values = to_dict(base)
     name = settings.get("model.name", base.model.name)
     if name != base.model.name and "model.options" not in settings:
-        values["model"]["options"] = {k: v for k, v in base.model.options.items() if k in KEPT_OPTIONS}
+        kept = [option for option in models.options_of(name) if option in KEPT_OPTIONS]
+        values["model"]["options"] = {k: v for k, v in base.model.options.items() if k in kept}
     changed = with_settings(from_dict(TrainConfig, values), {**settings, "data.train": list(paths), "out": out})
     return TrainConfig(**{**vars(changed), "data": absolute(changed.data)})

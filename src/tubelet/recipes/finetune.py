@@ -1,6 +1,7 @@
 """Teaching a model classes from labelled video: `tubelet finetune MODEL DATA`."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tubelet.loading import LoaderConfig
@@ -16,8 +17,8 @@ LARGE = 20_000  # videos from which a data set counts as large
 
 
 def choose(videos: int, device: str) -> Recipe:
-    """The recipe for a number of videos on "cpu" or "cuda"."""
-    if device == "cpu":
+    """The recipe for a number of videos on "cuda", or on anything smaller."""
+    if device != "cuda":
         return laptop
     return gpu_large_data if videos >= LARGE else gpu_small_data
 
@@ -88,6 +89,12 @@ def gpu_large_data(data: Sequence[str], out: str, dataset: Dataset, model: Model
         classify=ClassifyConfig(label_smoothing=0.1, mixup=0.8, cutmix=1.0),
         optim=OptimConfig(base_lr=5e-4, epochs=75, accumulate=8, betas=(0.9, 0.999), layer_decay=0.75, warmup="5 epochs"),
     )
+
+
+def from_random_values(config: TrainConfig) -> TrainConfig:
+    """The same run without a model to start from. Lower layers that know nothing yet must not learn slower than the upper ones:
+    there is no layer decay."""
+    return replace(config, init=None, optim=replace(config.optim, layer_decay=1.0))
 
 
 def with_drop_path(model: ModelConfig, rate: float) -> ModelConfig:

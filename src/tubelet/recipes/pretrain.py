@@ -22,8 +22,8 @@ LARGE = 20_000  # videos from which a data set counts as large
 
 
 def choose(videos: int, device: str) -> Recipe:
-    """The recipe for a number of videos on "cpu" or "cuda"."""
-    if device == "cpu":
+    """The recipe for a number of videos on "cuda", or on anything smaller."""
+    if device != "cuda":
         return laptop
     return gpu_large_data if videos >= LARGE else gpu_small_data
 

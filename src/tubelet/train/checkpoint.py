@@ -1,15 +1,9 @@
-"""One safetensors file a step, written whole or not at all; nothing is ever unpickled.
-
-A file holds `model.*` weights, `optimizer.*` moments and, where a moving average is kept, `ema.*`; its metadata holds the
-description of the model, the state of the run as JSON and a checksum of all tensors.
-"""
+"""One safetensors file a step, written whole or not at all, and put back bit for bit. `weights.checkpoint` says what is in it."""
 
 import contextlib
 import json
 import os
-import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +14,9 @@ from torch import Tensor
 
 from tubelet.errors import CheckpointError
 from tubelet.models._model import Model
-from tubelet.weights.load import fill, read_tensors
+from tubelet.weights.checkpoint import PATTERN, Checkpoint, checksum, newest
+from tubelet.weights.load import fill
 from tubelet.weights.save import describe
-
-PATTERN = "step_*.safetensors"
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What a file holds: the state of the run (`step` and what else was saved) and all tensors by name."""
-
-    path: Path
-    state: dict[str, Any]
-    tensors: dict[str, Tensor]
-
-    def part(self, name: str) -> dict[str, Tensor]:
-        """The tensors called `name.*`, without that prefix."""
-        return {key.removeprefix(f"{name}."): value for key, value in self.tensors.items() if key.startswith(f"{name}.")}
 
 
 def save(
@@ -56,7 +36,7 @@ def save(
     tensors |= {f"optimizer.{name}": value for name, value in _moments(optimizer).items()}
     tensors |= {f"ema.{name}": value for name, value in (ema or {}).items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    metadata = {"model": json.dumps(describe(model)), "state": json.dumps(dict(state)), "crc32": str(_checksum(tensors))}
+    metadata = {"model": json.dumps(describe(model)), "state": json.dumps(dict(state)), "crc32": str(checksum(tensors))}
     path = folder / f"step_{state['step']:08d}.safetensors"
     draft = folder / f".{path.name}.tmp"
     try:
@@ -76,35 +56,10 @@ def save(
 
 
 def load_latest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that is whole, None when there is none yet.
-
-    A damaged one is reported through `say` and passed over. CheckpointError when there are some and none can be read.
-    """
-    for draft in folder.glob(f".{PATTERN}.tmp"):  # of a run that was killed while it wrote
+    """The checkpoint to continue from, as `weights.checkpoint.newest` finds it; what a killed run left half-written goes."""
+    for draft in folder.glob(f".{PATTERN}.tmp"):
         draft.unlink()
-    paths = sorted(folder.glob(PATTERN), reverse=True)
-    for path in paths:
-        try:
-            return read(path)
-        except CheckpointError as error:
-            say(f"passing over a damaged checkpoint: {error}")
-    if paths:
-        raise CheckpointError(
-            f"none of the {len(paths)} checkpoints in {folder} can be read: remove them to start from the beginning"
-        )
-    return None
-
-
-def read(path: Path) -> Checkpoint:
-    """One checkpoint, its checksum verified; CheckpointError when it is damaged or not one of ours."""
-    tensors, metadata = read_tensors(path)
-    try:
-        state, checksum = json.loads(metadata["state"]), int(metadata["crc32"])
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a checkpoint of a training run") from error
-    if _checksum(tensors) != checksum:
-        raise CheckpointError(f"{path} is damaged: its checksum does not match")
-    return Checkpoint(path, state, tensors)
+    return newest(folder, say)
 
 
 def restore(checkpoint: Checkpoint, model: Model, optimizer: torch.optim.Optimizer, ema: Mapping[str, Tensor] | None) -> None:
@@ -135,14 +90,6 @@ def _named(optimizer: torch.optim.Optimizer) -> list[tuple[str, Tensor]]:
 def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Adam's state under the names of the parameters: `<name>.exp_avg`, `.exp_avg_sq`, `.step`."""
     return {f"{name}.{kind}": value for name, p in _named(optimizer) for kind, value in optimizer.state[p].items()}
-
-
-def _checksum(tensors: Mapping[str, Tensor]) -> int:
-    """crc32 of all values in the order of the names: what disks and copies damage, safetensors itself does not notice."""
-    checksum = 0
-    for name in sorted(tensors):
-        checksum = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, checksum)
-    return checksum
 
 
 def _prune(folder: Path, step: int, keep: int) -> None:

@@ -36,6 +36,7 @@ class DataConfig:
     val_split     name of the split to validate on
     val_fraction  share held out, by group, where nothing else says what to hold out
     split_seed    decides which those are
+    unseen_labels what to do with held-out videos of a class that training never sees: "error" stops, "drop" leaves them out
     limit         learn from at most this many videos, chosen by split_seed; None takes all
     """
 
@@ -46,6 +47,7 @@ class DataConfig:
     val_split: str | None = None
     val_fraction: float = 0.2
     split_seed: int = 0
+    unseen_labels: Literal["error", "drop"] = "error"
     limit: int | None = None
 
 
@@ -64,7 +66,8 @@ class OptimConfig:
     base_lr        learning rate per 256 clips of effective batch (batch_size x accumulate)
     lr             the learning rate itself, in place of base_lr
     min_lr         where the cosine ends
-    epochs, steps  length of the run; one of them. An epoch shows every video once, `repeats` clips of it at a time
+    epochs, steps  length of the run; steps, where given, take the place of epochs. An epoch shows every video once,
+                   `repeats` clips of it at a time
     warmup         "5%" of the run, "10 epochs" or "100 steps" of linear warm-up
     clip_gradient  largest gradient norm; 0 does not clip
     accumulate     batches whose gradients make one step
@@ -90,6 +93,8 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if self.epochs is None and self.steps is None:
             raise ConfigError("the run has no length: set optim.epochs or optim.steps")
+        if self.steps is not None:  # so that no configuration names two lengths
+            object.__setattr__(self, "epochs", None)
         for name, low in (("base_lr", 0), ("min_lr", 0), ("weight_decay", 0), ("clip_gradient", 0), ("accumulate", 1)):
             if getattr(self, name) < low:
                 raise ConfigError(f"optim.{name} is {getattr(self, name)}: it must be {low} or more")
@@ -211,7 +216,7 @@ def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConf
     """The config with dotted settings changed, e.g. {"optim.base_lr": "1e-3"}; a text is read as YAML where no text is wanted."""
     values = to_dict(config)
     known = setting_names()
-    for name, value in settings.items():
+    for name, value in over({}, settings).items():
         open_ended = name.startswith("model.options.")
         if name not in known and not open_ended:
             raise ConfigError(unknown_setting(name))
@@ -221,6 +226,12 @@ def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConf
             inner = inner[part]
         inner[last] = yaml.safe_load(value) if open_ended and isinstance(value, str) else copy.deepcopy(value)
     return from_dict(TrainConfig, values)
+
+
+def over(settings: Mapping[str, Any], stronger: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted settings with stronger ones on top. A length in epochs also ends one in steps, which would win otherwise."""
+    in_epochs = stronger.get("optim.epochs") not in (None, "none", "null") and "optim.steps" not in stronger
+    return {**settings, **({"optim.steps": None} if in_epochs else {}), **stronger}
 
 
 def flat(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
@@ -266,6 +277,8 @@ def read_value(kind: Any, value: Any, where: str) -> Any:
             return None
         return read_value(next(one for one in inner if one is not type(None)), value, where)
     if origin is Literal:
+        if isinstance(value, bool):  # what YAML 1.1 makes of a bare `on` or `off`
+            value = "on" if value else "off"
         if value not in inner:
             hint = find.did_you_mean(str(value), map(str, inner))
             raise ConfigError(f"{where} is {value!r}{hint}, expected one of {', '.join(map(repr, inner))}")

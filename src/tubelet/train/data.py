@@ -1,38 +1,56 @@
 """Which videos a run learns from and which it is validated on, from its configuration alone."""
 
 import hashlib
+import math
+import os
+from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from tubelet import datasets
+from tubelet.datasets.split import with_seen_labels
 from tubelet.errors import DataError
-from tubelet.records import Dataset
+from tubelet.records import Dataset, Example
 from tubelet.train.config import DataConfig
+from tubelet.train.log import say
 
 
 def load(config: DataConfig, needs_labels: bool) -> tuple[Dataset, Dataset | None]:
-    """(train, val) data sets.
+    """(train, val) data sets; what is left out and what comes near to being on both sides is said.
 
     With labels there is always a validation side: `val`, or what `datasets.split` cuts off. Without, everything given is
     learned from, but for what `val_split` holds out and what `train_split` leaves out; val may be None. Raises DataError.
     """
-    whole = _read(config.train, config.format, needs_labels)
-    train, val = whole, None
-    if config.val:
-        train = _only(whole, config.train_split)
-        val = _only(_read(config.val, config.format, needs_labels), config.val_split)
-        if needs_labels:
-            _same_classes(train, val)
+    whole = datasets.read_many(config.train, config.format)
+    others = datasets.read_many(config.val, config.format) if config.val else None
+    train, val = divide(whole, config, needs_labels, others)
+    for remark in _remarks([one for one in (whole, others) if one], train, val, needs_labels):
+        say(remark)
+    return _limited(train, config.limit, config.split_seed), val
+
+
+def divide(
+    whole: Dataset, config: DataConfig, needs_labels: bool, others: Dataset | None = None
+) -> tuple[Dataset, Dataset | None]:
+    """(train, val) of data that are read already, `others` for validation only. DataError where the two sides share a
+    video, or training has fewer than two classes but needs labels."""
+    prepared = datasets.labelled if needs_labels else _without_labels
+    whole, val = prepared(whole), None
+    if others is not None:
+        others = datasets.labelled(others, least_classes=1) if needs_labels else _without_labels(others)
+        train, val = _only(whole, config.train_split), _only(others, config.val_split)
+        train, val = with_seen_labels(train, val, config.unseen_labels)
     elif needs_labels or config.val_split:
-        train, val = datasets.split(whole, config.train_split, config.val_split, config.val_fraction, config.split_seed)
+        train, val = datasets.split(
+            whole, config.train_split, config.val_split, config.val_fraction, config.split_seed, config.unseen_labels
+        )
     else:
         train = _only(whole, config.train_split)
-    if config.limit is not None and config.limit < len(train.examples):
-        order = torch.randperm(len(train.examples), generator=torch.Generator().manual_seed(config.split_seed)).tolist()
-        train = replace(train, examples=tuple(train.examples[i] for i in sorted(order[: config.limit])))
-    return train, val
+    if val is not None:
+        _check_apart(train, val)
+    return prepared(train), val
 
 
 def fingerprint(dataset: Dataset) -> str:
@@ -50,12 +68,8 @@ def absolute(config: DataConfig) -> DataConfig:
     return replace(config, **resolved)  # type: ignore[arg-type]
 
 
-def _read(paths: tuple[str, ...], format: str, needs_labels: bool) -> Dataset:
-    """The labelled Examples of the data; all of them, their labels forgotten, where none is needed."""
-    whole = datasets.read_many(paths, format)
-    if needs_labels:
-        return datasets.labelled(whole)
-    return replace(whole, classes=(), examples=tuple(replace(example, label=None) for example in whole.examples))
+def _without_labels(dataset: Dataset) -> Dataset:
+    return replace(dataset, classes=(), examples=tuple(replace(example, label=None) for example in dataset.examples))
 
 
 def _only(dataset: Dataset, names: str | None) -> Dataset:
@@ -69,7 +83,77 @@ def _only(dataset: Dataset, names: str | None) -> Dataset:
     return replace(dataset, examples=tuple(example for example in dataset.examples if example.split in wanted))
 
 
-def _same_classes(train: Dataset, val: Dataset) -> None:
-    unseen = sorted({str(example.label) for example in val.examples} - {str(example.label) for example in train.examples})
-    if unseen:
-        raise DataError(f"validation has the label {unseen[0]!r}, which training never saw: leave it out, or train on it too")
+def _check_apart(train: Dataset, val: Dataset) -> None:
+    """DataError where a video, or a part of one, is learned from and validated on."""
+    trained: dict[str, list[Example]] = defaultdict(list)
+    for example in train.examples:
+        trained[os.path.realpath(example.path)].append(example)
+    both = [
+        example
+        for example in val.examples
+        if any(_overlap(example, other) for other in trained.get(os.path.realpath(example.path), ()))
+    ]
+    if both:
+        raise DataError(
+            f"{len(both)} of {len(val.examples)} validation videos are trained on too, the first is {both[0].path}: "
+            "validate on other files, or leave --data.val out and let a part be held out"
+        )
+
+
+def _overlap(one: Example, other: Example) -> bool:
+    ends = [math.inf if example.end_seconds is None else example.end_seconds for example in (one, other)]
+    return (one.start_seconds or 0.0) < ends[1] and (other.start_seconds or 0.0) < ends[0]
+
+
+def _remarks(read: list[Dataset], train: Dataset, val: Dataset | None, needs_labels: bool) -> list[str]:
+    """What to know about a division before trusting numbers that come of it."""
+    texts = []
+    if needs_labels:
+        given = [example for dataset in read for example in dataset.examples]
+        bare = [example.id for example in given if example.label is None]
+        unseen = [example for example in given if example.label is not None and example.label not in train.classes]
+        if bare:
+            texts.append(f"without a label, so left out: {_some(bare)}")
+        if unseen:
+            names = ", ".join(sorted({repr(example.label) for example in unseen}))
+            texts.append(f"of a class that training never sees ({names}), so left out: {_some([e.id for e in unseen])}")
+    if val is None:
+        return texts
+    counts = [Counter(example.source for example in side.examples) for side in (train, val)]
+    sources = list(dict.fromkeys([*counts[0], *counts[1]]))
+    if len(sources) > 1:
+        parts = (f"{name or 'single files'} {counts[0][name]} and {counts[1][name]}" for name in sources)
+        texts.append(f"trained on and held out: {', '.join(parts)} videos")
+    shared = _footage(train) & _footage(val)
+    if shared:
+        texts.append(
+            f"on both sides, so validation will look too good: {sorted(shared)[0]} (in all {len(shared)} groups or files)"
+        )
+    return texts
+
+
+def _footage(dataset: Dataset) -> set[str]:
+    """The groups of the Examples, and the files that they are parts of."""
+    groups = {f"group {example.group}" for example in dataset.examples if example.group}
+    return groups | {os.path.realpath(example.path) for example in dataset.examples}
+
+
+def _some(ids: list[str]) -> str:
+    return f"{len(ids)} video{'s' * (len(ids) > 1)} ({', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''})"
+
+
+def _limited(dataset: Dataset, limit: int | None, seed: int) -> Dataset:
+    """At most `limit` Examples, chosen by the seed, with every class in about its share and at least one of each."""
+    examples = dataset.examples
+    if limit is None or limit >= len(examples):
+        return dataset
+    if limit < max(1, len(dataset.classes)):
+        raise DataError(f"data.limit is {limit}: it must be at least one video of each of {len(dataset.classes)} classes")
+    total = Counter(example.label for example in examples)
+    met: Counter[str | None] = Counter()
+    ranked: list[tuple[float, int, int]] = []
+    for place in torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed)).tolist():
+        label = examples[place].label
+        ranked.append((met[label] / total[label], len(ranked), place))  # the first of every class come before all others
+        met[label] += 1
+    return replace(dataset, examples=tuple(examples[i] for i in sorted(place for *_, place in sorted(ranked)[:limit])))

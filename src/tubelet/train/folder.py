@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from tubelet.errors import CheckpointError, ConfigError
-from tubelet.train.config import TrainConfig, differences, read_yaml, to_dict
+from tubelet.train.config import TrainConfig, differences, to_dict
+from tubelet.weights.checkpoint import PATTERN
+
+# Entries of environment.json that decide in which order numbers are added, and so the last bits of every result.
+ROUNDING = ("torch", "numpy", "av", "processor", "threads", "device", "precision")
 
 
 @contextlib.contextmanager
@@ -29,33 +33,57 @@ def hold(folder: Path) -> Iterator[None]:
         os.close(handle)  # the lock goes with it, as it does when the process is killed
 
 
-def settle(folder: Path, config: TrainConfig) -> None:
-    """Write config.yaml, or compare with the one that is there: ConfigError naming every setting that differs."""
+def begun(folder: Path) -> bool:
+    """Whether there is something to continue or to keep: a checkpoint or a model. A run that failed before has neither."""
+    return any((folder / "checkpoints").glob(PATTERN)) or (folder / "model" / "config.json").exists()
+
+
+def finished_steps(folder: Path) -> int | None:
+    """Steps of the run that left `folder/model`; None when there is no such model."""
+    try:
+        steps: int = json.loads((folder / "model" / "config.json").read_text(encoding="utf-8"))["trained"]["steps"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return steps
+
+
+def check(folder: Path, config: TrainConfig) -> None:
+    """Compare with the config.yaml of a run that has begun: ConfigError naming every setting that differs."""
     path = folder / "config.yaml"
-    if path.exists():
-        changed = differences(read_yaml(path), to_dict(config))
+    if begun(folder) and path.exists():
+        changed = differences(to_dict(TrainConfig.from_yaml(path)), to_dict(config))
         if changed:
             raise ConfigError(
                 f"{folder} holds a run with other settings: {'; '.join(changed[:5])}{' ...' if len(changed) > 5 else ''}. "
                 "Choose another --out, or repeat the first command to continue it"
             )
-    write(path, config.to_yaml())
 
 
-def settle_data(folder: Path, environment: dict[str, Any]) -> None:
-    """Write environment.json; ConfigError when the run began with another list of videos."""
-    path = folder / "environment.json"
-    if path.exists():
-        try:
-            before, now = json.loads(path.read_text(encoding="utf-8"))["data"], environment["data"]
-        except (ValueError, KeyError) as error:
-            raise CheckpointError(f"{path} is damaged: remove it to go on with the videos that are there now") from error
-        if before["fingerprint"] != now["fingerprint"]:
-            raise ConfigError(
-                f"the videos changed since this run began ({before['videos']} then, {now['videos']} now, or other names or "
-                f"labels): put them back, or choose another --out (with --init {folder} to keep what was learned)"
-            )
-    write(path, json.dumps(environment, indent=2, ensure_ascii=False) + "\n")
+def check_data(folder: Path, environment: dict[str, Any]) -> None:
+    """ConfigError when a run that has begun did so with another list of videos."""
+    recorded = _recorded(folder)
+    if recorded is None:
+        return
+    before, now = recorded["data"], environment["data"]
+    if before["fingerprint"] != now["fingerprint"]:
+        raise ConfigError(
+            f"the videos changed since this run began ({before['videos']} then, {now['videos']} now, or other names or "
+            f"labels): put them back, or choose another --out (with --init {folder} to keep what was learned)"
+        )
+
+
+def changed_machine(folder: Path, environment: dict[str, Any]) -> list[str]:
+    """ "threads was 4, is 2" for everything that decides how sums are rounded and is not as it was when the run began."""
+    recorded = _recorded(folder) or environment
+    names = [name for name in ROUNDING if recorded.get(name) != environment[name]]
+    return [f"{name} was {recorded.get(name)}, is {environment[name]}" for name in names]
+
+
+def begin(folder: Path, config: TrainConfig, environment: dict[str, Any]) -> None:
+    """Write config.yaml and, unless the run has begun already and in another one, environment.json."""
+    write(folder / "config.yaml", config.to_yaml())
+    if _recorded(folder) is None:
+        write(folder / "environment.json", json.dumps(environment, indent=2, ensure_ascii=False) + "\n")
 
 
 def write(path: Path, text: str) -> None:
@@ -69,6 +97,19 @@ def write(path: Path, text: str) -> None:
         os.replace(draft, path)
     except OSError as error:
         raise CheckpointError(f"cannot write {path}: {error.strerror}; make room or choose another --out") from error
+
+
+def _recorded(folder: Path) -> dict[str, Any] | None:
+    """The environment.json of a run that has begun."""
+    path = folder / "environment.json"
+    if not begun(folder) or not path.exists():
+        return None
+    try:
+        recorded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        recorded["data"]["fingerprint"], recorded["data"]["videos"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: remove it to go on with the videos that are there now") from error
+    return recorded
 
 
 def _lock(handle: int, folder: Path) -> None:

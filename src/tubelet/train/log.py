@@ -15,7 +15,7 @@ import torch
 
 from tubelet.errors import CheckpointError, MissingExtraError
 
-SECONDS_BETWEEN_LINES = 10  # of progress where stderr is no terminal
+SECONDS_BETWEEN_LINES = 10  # of progress: no more often where stderr is no terminal, no more seldom anywhere
 
 
 class Log:
@@ -51,6 +51,12 @@ class Log:
             self.events.close()
 
 
+def last_entry(folder: Path) -> dict[str, Any]:
+    """The last line of a run's log; {} when there is none."""
+    lines = _lines(folder / "log.jsonl")
+    return json.loads(lines[-1]) if lines else {}
+
+
 def _lines(path: Path) -> list[str]:
     """The whole lines of a log; a last one that a kill cut off is left out."""
     if not path.exists():
@@ -80,6 +86,10 @@ class Progress:
         self.steps, self.start, self.began = steps, start, time.monotonic()
         self.redraws = sys.stderr.isatty()
         self.shown = 0.0
+
+    def due(self) -> bool:
+        """Whether nothing has been shown for so long that people begin to wonder."""
+        return time.monotonic() - max(self.shown, self.began) >= SECONDS_BETWEEN_LINES
 
     def show(self, entry: Mapping[str, Any]) -> None:
         """Redraw from a log entry."""

@@ -6,6 +6,7 @@ bit, as one that was not. No number is fetched from the device but to log it.
 
 import contextlib
 import dataclasses
+import math
 import os
 import signal
 import threading
@@ -48,15 +49,22 @@ def train(config: TrainConfig, on_step: OnStep | None = None) -> Path:
     config = dataclasses.replace(config, data=data.absolute(config.data))
     out = Path(config.out)
     with folder.hold(out):
-        folder.settle(out, config)
-        run = Run(config)
-        if run.is_finished():
-            say(f"{out} is finished ({run.steps} steps): nothing to do. Choose another --out for a new run")
-            return out
-        say(f"continuing {out} after step {run.step} of {run.steps}" if run.step else plan.describe(run))
-        if run.step < run.steps:
-            run.learn(on_step)
-        run.finish()
+        folder.check(out, config)
+        try:
+            run = Run(config)
+            if run.is_finished():
+                say(f"{out} is finished ({run.steps} steps): nothing to do. Choose another --out for a new run")
+                return out
+            run.announce()
+            folder.begin(out, config, run.environment)
+            if run.step < run.steps:
+                run.learn(on_step)
+            run.finish()
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"the memory of the GPU is not enough for batches of {config.loader.batch_size} clips: lower --loader.batch-size "
+                f"and raise --optim.accumulate (now {config.optim.accumulate}) alike: the effective batch stays"
+            ) from error
     return out
 
 
@@ -74,7 +82,8 @@ class Run:
         self.train_set, self.val_set = data.load(config.data, self.objective.NEEDS_LABELS)
         videos = len(self.train_set.examples)
         facts = {"videos": videos, "fingerprint": data.fingerprint(self.train_set)}
-        folder.settle_data(self.out, environment(self.device, self.precision, facts))
+        self.environment = environment(self.device, self.precision, facts)
+        folder.check_data(self.out, self.environment)
         self.loader = TrainLoader(self.train_set, config.clip, config.augment, config.loader, config.run.seed)
 
         self.steps_per_epoch = videos * config.loader.repeats / config.clips_per_step
@@ -99,9 +108,19 @@ class Run:
             self.skipped, self.padded = saved.state["skipped"], saved.state["padded"]
 
     def is_finished(self) -> bool:
-        """Nothing is left to do, not even the model folder or the report."""
-        left = [self.out / "model" / "config.json"] + [self.out / "report.html"] * self.config.run.report
-        return self.step == self.steps and all(path.exists() for path in left)
+        """The model of the last step is there, and its report where one is wanted and a checkpoint is left to draw it from."""
+        reported = not self.config.run.report or (self.out / "report.html").exists() or self.step < self.steps
+        return folder.finished_steps(self.out) == self.steps and reported
+
+    def announce(self) -> None:
+        """Say what is going to be done."""
+        if not self.step:
+            say(plan.describe(self))
+            return
+        say(f"continuing {self.out} after step {self.step} of {self.steps}")
+        changed = folder.changed_machine(self.out, self.environment)
+        if changed and self.step < self.steps:
+            say(f"the result will not be bit for bit that of a run without a break: {'; '.join(changed)}")
 
     def learn(self, on_step: OnStep | None) -> None:
         """Every step that is still to do."""
@@ -111,7 +130,7 @@ class Run:
         unreadable = Unreadable(self.steps_per_epoch)
         seconds_before, began = self.seconds, time.monotonic()
         saved_at = began
-        self.model.train()
+        optim.training_mode(self.model)
         with contextlib.closing(log), contextlib.closing(progress), stop_signals() as stop, closing(stream):
             while self.step < self.steps:
                 with meter.waiting():
@@ -133,6 +152,9 @@ class Run:
                         meter.restart()
                     log.write(entry)
                     progress.show(entry)
+                elif progress.due():
+                    meter.check(self.out)
+                    progress.show(self.entry() | meter.means())
                 if on_step is not None:
                     on_step(self.step, numbers)
                 if config.checkpoint_every:
@@ -187,13 +209,15 @@ class Run:
         """Means over the readable validation clips, one centre clip a video, as `val_<name>`; leaves no trace in training."""
         assert self.val_set is not None
         sums: dict[str, Tensor] = {}
-        count = 0
+        count, reason = 0, ""
         self.model.eval()
         with self.averaged():
             views = view_batches(
                 self.val_set.examples, self.model.class_names, self.config.clip, batch_size=self.config.loader.batch_size
             )
             for number, batch in enumerate(views):
+                if batch.skipped:
+                    reason = reason or batch.skipped[0][1]
                 if not batch.ids:
                     continue
                 generator = generator_for(self.config.run.seed, "validate", number)
@@ -202,10 +226,17 @@ class Run:
                 for name, values in measured.items():
                     sums[name] = sums[name] + values.double().sum() if name in sums else values.double().sum()
                 count += len(batch.ids)
-        self.model.train()
+        optim.training_mode(self.model)
         if not count:
-            raise DataError("not one of the validation videos can be read: run `tubelet inspect` on them")
-        return {f"val_{name}": float(total) / count for name, total in sums.items()} | {"val_videos": count}
+            raise DataError(f"not one of the validation videos can be read: {reason}; run `tubelet inspect` on them")
+        means = {f"val_{name}": float(total) / count for name, total in sums.items()}
+        wrong = [name for name, value in means.items() if not math.isfinite(value)]
+        if wrong:
+            raise TrainingError(
+                f"{wrong[0]} is not finite after step {self.step}, though the training loss is: try --run.precision fp32, or go on "
+                "without looking with --run.validations 0"
+            )
+        return means | {"val_videos": count}
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -264,16 +295,17 @@ class Unreadable:
 
     def __init__(self, steps_per_epoch: float) -> None:
         self.steps_per_epoch, self.empty_steps = steps_per_epoch, 0
-        self.said: set[str] = set()
+        self.said: dict[str, str] = {}
 
     def report(self, batches: Sequence[Batch]) -> None:
         for id, reason in (pair for batch in batches for pair in batch.skipped):
             if id not in self.said:
-                self.said.add(id)
+                self.said[id] = reason
                 say(f"left out: {id}: {reason}")
         self.empty_steps = 0 if any(batch.ids for batch in batches) else self.empty_steps + 1
         if self.empty_steps > self.steps_per_epoch:
-            raise TrainingError("not one of the videos can be read: run `tubelet inspect` on them")
+            reason = next(iter(self.said.values()))
+            raise TrainingError(f"not one of the videos can be read: {reason}; run `tubelet inspect` on them")
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tubelet.errors import TrainingError
+from tubelet.train.folder import begun
 
 
 class Meter:
@@ -42,20 +43,29 @@ class Meter:
         self.clips += clips
 
     def check(self, folder: Path) -> None:
-        """TrainingError naming the first step whose loss or gradient was not finite."""
+        """TrainingError naming the first step whose loss or gradient was not finite, and what is left of the run."""
         bad = int(self.bad_step)
         if bad >= 0:
+            cure = "a lower --optim.base-lr, --optim.clip-gradient 1 or --run.precision fp32"
             raise TrainingError(
-                f"the loss or its gradient is not finite at step {bad}; the last good checkpoint is kept in "
-                f"{folder / 'checkpoints'}. Start another --out with a lower optim.base_lr, optim.clip_gradient=1 or "
-                f"run.precision=fp32 (--init {folder} keeps what was learned so far)"
+                f"the loss or its gradient is not finite at step {bad}; "
+                + (
+                    f"the last good checkpoint is kept in {folder / 'checkpoints'}. Start another --out with {cure} "
+                    f"(--init {folder} keeps what was learned so far)"
+                    if begun(folder)
+                    else f"no checkpoint had been made yet. Repeat the command with {cure}"
+                )
             )
 
     def read(self) -> dict[str, float]:
-        """Mean of every number, clips_per_second and the share of time spent waiting for data. Begins a new average."""
+        """What `means` gives; begins a new average."""
+        means = self.means()
+        self.restart()
+        return means
+
+    def means(self) -> dict[str, float]:
+        """Mean of every number, clips_per_second and the share of time spent waiting for data."""
         seconds = max(time.monotonic() - self.began, 1e-9)
         means = {name: float(value) / self.steps for name, value in self.sums.items()}
         assert all(map(math.isfinite, means.values())), means
-        means |= {"clips_per_second": self.clips / seconds, "waiting": min(1.0, self.waited / seconds)}
-        self.restart()
-        return means
+        return means | {"clips_per_second": self.clips / seconds, "waiting": min(1.0, self.waited / seconds)}

@@ -65,6 +65,15 @@ def freeze_all_but_head(model: Model) -> int:
     return sum(parameter.numel() for parameter in head)
 
 
+def training_mode(model: Model) -> None:
+    """Put the model in training mode, but for the parts of which nothing is trained: a frozen body drops no path."""
+    model.train()
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+
+
 def groups(model: Model, weight_decay: float, layer_decay: float) -> list[dict[str, object]]:
     """Parameter groups of the trainable parameters: `params`, `weight_decay`, `lr_scale`, `names`.
 

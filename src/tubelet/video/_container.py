@@ -25,9 +25,9 @@ def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     """
     if os.path.isdir(path):
         raise VideoError(f"{path}: is a folder, not a video file")
-    if os.path.getsize(path) == 0:
-        raise VideoError(f"{path}: the file is empty (0 bytes)")
     try:
+        if os.path.getsize(path) == 0:
+            raise VideoError(f"{path}: the file is empty (0 bytes)")
         # "file:" keeps names such as a:b.mp4 from being read as an address; the white list keeps hostile files local.
         container = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
     except (av.FFmpegError, OSError, ValueError) as error:
@@ -52,27 +52,33 @@ def reason(error: BaseException) -> str:
 
 
 def cut_off(path: str) -> str:
-    """What is missing at the end of a file that says itself how long it is (mp4/mov boxes, mkv/webm, AVI), or ""."""
-    size = os.path.getsize(path)
+    """What is missing at the end of a file that says itself how long it is (mp4/mov boxes, mkv/webm, AVI), or "" (also
+    where it cannot be read)."""
+    try:
+        size, end = os.path.getsize(path), _stated_end(path)
+    except OSError:
+        return ""
+    return f"the file is cut off: {size} of {end} bytes are there" if end > size else ""
+
+
+def _stated_end(path: str) -> int:
+    """The length that a file says it has, 0 where it does not say."""
     with Path(path).open("rb") as file:
         head = file.read(64)
-        if head[:4] == b"\x1aE\xdf\xa3":
-            end = _matroska_end(head)
-        elif head[:4] == b"RIFF":
-            end = int.from_bytes(head[4:8], "little") + 8
-        elif head[4:8] in BOXES:
-            end = 0
-            while end + 8 <= size:
-                file.seek(end)
-                box = file.read(16)
-                length = int.from_bytes(box[:4], "big")
-                length = int.from_bytes(box[8:16], "big") if length == 1 else length
-                if length < 8 or box[4:8] not in BOXES:
-                    return ""  # runs to the end of the file, or is no box at all (padding, a signature): nothing to compare
-                end += length
-        else:
-            return ""
-    return f"the file is cut off: {size} of {end} bytes are there" if end > size else ""
+        if head[:4] == b"\x1aE\xdf\xa3" and len(head) == 64:
+            return _matroska_end(head)
+        if head[:4] == b"RIFF":
+            return int.from_bytes(head[4:8], "little") + 8
+        end, size = 0, file.seek(0, os.SEEK_END)
+        while head[4:8] in BOXES and end + 8 <= size:
+            file.seek(end)
+            box = file.read(16)
+            length = int.from_bytes(box[:4], "big")
+            length = int.from_bytes(box[8:16], "big") if length == 1 else length
+            if length < 8 or box[4:8] not in BOXES:
+                return 0  # runs to the end of the file, or is no box at all (padding, a signature): nothing to compare
+            end += length
+    return end
 
 
 def _matroska_end(head: bytes) -> int:

@@ -1,17 +1,18 @@
 """A path becomes a model: every key on both sides is used, or loading fails and names what is left over."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tubelet import models
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.models._model import Model
 from tubelet.records import ClipSpec
+from tubelet.weights.checkpoint import Checkpoint, newest, read, read_tensors
 from tubelet.weights.save import FORMAT
 
 
@@ -19,20 +20,20 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Model:
     """The model stored at `path`, in evaluation mode on `device`.
 
     path is a model folder (`config.json` + `model.safetensors`), a run folder (its `model/`, or while the run is unfinished
-    its newest checkpoint) or one checkpoint file. Raises CheckpointError for anything else and for weights that do not fit.
+    its newest whole checkpoint) or one checkpoint file. Raises CheckpointError for anything else and for weights that do not fit.
     """
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"no model at {path}: expected a model folder, a run folder or a checkpoint file")
     if path.is_file():
-        return _load_checkpoint(path, device)
+        return _from_checkpoint(read(path), device)
     if (path / "config.json").is_file():
         return _load_folder(path, device)
     if (path / "model" / "config.json").is_file():
         return _load_folder(path / "model", device)
-    checkpoints = sorted((path / "checkpoints").glob("step_*.safetensors"))
-    if checkpoints:
-        return _load_checkpoint(checkpoints[-1], device)
+    checkpoint = newest(path / "checkpoints", _say)
+    if checkpoint is not None:
+        return _from_checkpoint(checkpoint, device)
     raise CheckpointError(
         f"{path} holds no model: expected config.json and model.safetensors, or a run's model/ or checkpoints/"
     )
@@ -47,17 +48,6 @@ def rebuild(description: dict[str, Any], where: str | Path) -> Model:
         return models.build(description["name"], spec, description["class_names"], **description["options"])
     except (KeyError, TypeError, AttributeError, ConfigError) as error:
         raise CheckpointError(f"{where} does not describe a tubelet model: {error}") from error
-
-
-def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file; CheckpointError for a missing, truncated or foreign file."""
-    try:
-        with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is not a readable safetensors file ({error}); it may be truncated: copy it again"
-        ) from error
 
 
 def fill(model: Model, state: dict[str, Tensor], where: str | Path) -> None:
@@ -117,13 +107,12 @@ def _load_folder(folder: Path, device: torch.device | str) -> Model:
     return model.to(device).eval()
 
 
-def _load_checkpoint(path: Path, device: torch.device | str) -> Model:
-    """A training checkpoint: `model.*` tensors, and the description as JSON in the metadata's `model` entry."""
-    tensors, metadata = read_tensors(path)
-    try:
-        description = json.loads(metadata["model"])
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a tubelet checkpoint (no model description in it)") from error
-    model = rebuild(description, path)
-    fill(model, {key.removeprefix("model."): t for key, t in tensors.items() if key.startswith("model.")}, path)
+def _from_checkpoint(checkpoint: Checkpoint, device: torch.device | str) -> Model:
+    """Its weights, their moving average where one is kept: what the run would leave if it ended there."""
+    model = rebuild(checkpoint.description, checkpoint.path)
+    fill(model, checkpoint.part("model") | checkpoint.part("ema"), checkpoint.path)
     return model.to(device).eval()
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
