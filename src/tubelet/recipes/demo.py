@@ -43,8 +43,8 @@ class Demo:
 def quick(folder: Path, seed: int = 0) -> Demo:
     """Six motions, 16 labelled videos each, 1,600 unlabelled: 64 tokens a clip, 2,600 steps of 32 clips.
 
-    Command: `make demo`. Cost: seven to eight minutes on 2 cores. Expect above 90 % top-1 from the fine-tuned model, clearly
-    less from the same training without pretraining, and chance (17 %) from a model that sees single frames.
+    Command: `make demo`. Cost: six to eight minutes on 2 cores. Seen with seed 0: 91.7 % top-1 from the fine-tuned model,
+    85.8 % from the same training without pretraining, 17.1 % from a model that sees single frames (chance 16.7 %).
     """
     motions = ("translate_left", "translate_right", "translate_up", "translate_down", "expand", "shrink")
     return _demo(folder, motions, seed, train=16, val=40, unlabelled=1600, steps=2600, fine_steps=300, model=MODEL)
@@ -53,7 +53,7 @@ def quick(folder: Path, seed: int = 0) -> Demo:
 def full(folder: Path, seed: int = 0) -> Demo:
     """All twelve motions, 200 labelled videos each, 6,000 unlabelled, a wider and deeper model.
 
-    Command: `tubelet demo --full`. Cost: about an hour on 2 cores, minutes on a GPU. Expect 95 %.
+    Command: `tubelet demo --full`. Cost: about an hour on 2 cores by its plan. The aim is 95 %; it has not been run to the end yet.
     """
     model = {**MODEL, "width": 128, "depth": 6}
     return _demo(folder, tuple(MOTIONS), seed, train=200, val=25, unlabelled=6000, steps=9000, fine_steps=4000, model=model)
