@@ -53,7 +53,7 @@ def quick(folder: Path, seed: int = 0) -> Demo:
 def full(folder: Path, seed: int = 0) -> Demo:
     """All twelve motions, 200 labelled videos each, 6,000 unlabelled, a wider and deeper model.
 
-    Command: `tubelet demo --full`. Cost: about an hour on 2 cores by its plan. The aim is 95 %; it has not been run to the end yet.
+    Command: `tubelet demo --full`. Cost: meant for an hour on 2 cores. The aim is 95 %; it has not been run to the end yet.
     """
     model = {**MODEL, "width": 128, "depth": 6}
     return _demo(folder, tuple(MOTIONS), seed, train=200, val=25, unlabelled=6000, steps=9000, fine_steps=4000, model=model)

@@ -52,7 +52,7 @@ def laptop(data: Sequence[str], out: str, dataset: Dataset, model: ModelConfig, 
 def gpu_small_data(data: Sequence[str], out: str, dataset: Dataset, model: ModelConfig, clip: ClipSpec) -> TrainConfig:
     """Fine-tuning on one GPU for up to 20,000 videos (the paper's recipe for UCF101 and HMDB51).
 
-    Command: `tubelet finetune runs/NAME DIR`. Cost: about 200,000 clips, an hour or less on one data-centre GPU.
+    Command: `tubelet finetune runs/NAME DIR`. Cost: about 200,000 clips, not measured yet.
     """
     repeats = 2
     return TrainConfig(

@@ -31,8 +31,9 @@ def choose(videos: int, device: str) -> Recipe:
 def laptop(data: Sequence[str], out: str, dataset: Dataset) -> TrainConfig:
     """A small encoder at 64x64 on two or more CPU cores, videos decoded once and kept in memory.
 
-    Command: `tubelet pretrain DIR`. Cost: about 100,000 clips, an hour or two on 2 cores. Expect features that beat random
-    initialisation on what moves where, not on fine appearance.
+    Command: `tubelet pretrain DIR`. Cost: about 100,000 clips, estimated at an hour or two on 2 cores. A smaller model of this
+    kind learned features that beat random initialisation on the motion set, and none that did on 1,396 real videos of other
+    scenes (docs/benchmarks/LOG.md): look at the table of `tubelet evaluate` before you rely on it.
     """
     repeats = 4
     return TrainConfig(
@@ -53,7 +54,7 @@ def laptop(data: Sequence[str], out: str, dataset: Dataset) -> TrainConfig:
 def gpu_small_data(data: Sequence[str], out: str, dataset: Dataset) -> TrainConfig:
     """VideoMAE-S at 16x224x224 on one GPU, for up to 20,000 videos: many epochs, four clips of every decode.
 
-    Command: `tubelet pretrain DIR`. Cost: about 2 million clips, some hours on one data-centre GPU. Hyper-parameters of the
+    Command: `tubelet pretrain DIR`. Cost: about 2 million clips, not measured yet. Hyper-parameters of the
     paper's small data sets (appendix: HMDB51 4800 and UCF101 3200 epochs, tube mask 0.75 to 0.9, base rate 3e-4 there).
     """
     repeats = 4
