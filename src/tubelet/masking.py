@@ -59,7 +59,7 @@ def block(grid: Grid, ratio: float, batch: int, generator: torch.Generator | Non
     Rectangles of 1/8 to 1/2 of the frame are laid down until enough is covered; the last one is cut row by row to the count.
     """
     slots, height, width = grid
-    wanted = int(ratio * height * width)
+    wanted = int(ratio * (height * width))  # rounded as in _hide: 1/3 of 5x9 is 15 of 45
     masks = torch.zeros(batch, height, width, dtype=torch.bool)
     for mask in masks:
         while (missing := wanted - int(mask.sum())) > 0:
