@@ -27,6 +27,7 @@ from tubelet.errors import ConfigError, DataError, VideoError
 from tubelet.find import choose
 from tubelet.records import Batch, Clip, ClipSpec, Dataset, Example
 from tubelet.video.augment import AugmentConfig, augment, crop_views, decode_short_side
+from tubelet.video.background import subtract_background
 from tubelet.video.decode import decode, frame_times, probe
 from tubelet.video.sample import span_frames, train_indices, view_indices
 
@@ -310,6 +311,8 @@ def _views(example: Example, spec: ClipSpec, clips: int, crops: int) -> tuple[Te
     clip = decode(example.path, indices, short_side=short_side, interpolation=spec.interpolation, id=example.id)
     views = [torch.stack(view.split(spec.frames)) for view in crop_views(clip.frames, spec, crops)]  # crops x (clips,T,C,H,W)
     frames = torch.stack(views, 1).flatten(0, 1)
+    if spec.background == "subtract":
+        frames = subtract_background(frames)
     seconds = clip.seconds.view(clips, 1, spec.frames).expand(-1, crops, -1).flatten(0, 1)
     return frames, seconds, sum(padded for _, padded in windows) * crops
 

@@ -19,6 +19,7 @@ Sampling = Literal["videomae", "stride", "segments"]
 ShortPolicy = Literal["repeat_last", "loop", "error"]
 Interpolation = Literal["bilinear", "bicubic", "area"]
 Fit = Literal["crop", "stretch"]
+Background = Literal["keep", "subtract"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,8 @@ class ClipSpec:
     size            height and width of the square the model sees, in pixels
     fit             "crop" (short side to `size`, then a square crop) or "stretch" (the whole frame squeezed into the square)
     interpolation   how pixels are resized
+    background      "keep", or "subtract": every clip becomes its deviation from its own mean frame, so that a model for few
+                    videos learns the motion and not the scenes (see `video/background.py`)
     mean, std       per colour, of values in [0,1]
     """
 
@@ -88,6 +91,7 @@ class ClipSpec:
     size: int = 224
     fit: Fit = "crop"
     interpolation: Interpolation = "bilinear"
+    background: Background = "keep"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
@@ -95,6 +99,8 @@ class ClipSpec:
         for name in ("frames", "stride_frames", "size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"clip.{name} is {getattr(self, name)}: it must be 1 or more")
+        if self.background == "subtract" and self.frames == 1:
+            raise ConfigError("clip.background is 'subtract' with clip.frames 1: one frame has nothing that moves; use 'keep'")
         if min(self.std) <= 0:
             raise ConfigError(f"clip.std is {self.std}: every value must be above 0")
 

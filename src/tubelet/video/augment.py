@@ -17,6 +17,7 @@ from tubelet.errors import ConfigError
 from tubelet.find import choose
 from tubelet.records import ClipSpec, Interpolation
 from tubelet.video import rand_augment
+from tubelet.video.background import subtract_background
 
 Crop = Literal["random_resized", "multi_scale", "center"]
 
@@ -62,7 +63,7 @@ class AugmentConfig:
 def augment(
     frames: Tensor, config: AugmentConfig, spec: ClipSpec, generator: torch.Generator, indices: Tensor | None = None
 ) -> Tensor:
-    """uint8 (T,C,size,size) from uint8 (T,C,H,W): crop, flip, RandAugment, colour jitter, erasing, in this order.
+    """uint8 (T,C,size,size) from uint8 (T,C,H,W): crop, flip, RandAugment, colour jitter, background, erasing, in this order.
 
     `indices` (T,) picks the clip's frames out of a longer `frames`; only what is inside the crop is then copied, which
     makes a 224 pixel clip out of a decoded video six times as fast as picking first.
@@ -82,6 +83,8 @@ def augment(
         frames = rand_augment.rand_augment(frames, config.rand_augment, spec.mean, generator)
     if config.color_jitter:
         frames = color_jitter(frames, config.color_jitter, generator)
+    if spec.background == "subtract":
+        frames = subtract_background(frames)
     if config.erase and _uniform(0, 1, generator) < config.erase:
         frames = erase(frames, spec, generator)
     return frames
