@@ -26,10 +26,10 @@ class Attention(nn.Module):
         self.v_bias = nn.Parameter(torch.empty(width))
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        b, n, d = x.shape
-        q, k, v = self._heads(x)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, d))
+    def forward(self, x: Tensor, first: int = 0) -> Tensor:
+        """(B,N,D) -> (B,N-first,D): what the tokens from `first` on take from all N."""
+        q, k, v = self._heads(x, first)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
     def probabilities(self, x: Tensor) -> Tensor:
         """Who attends to whom: (B,A,N,N), rows sum to 1. For pictures; `forward` never builds it."""
@@ -56,12 +56,20 @@ class Attention(nn.Module):
         self.proj.weight.copy_(left * scale.sqrt())
         self.qkv.weight[2 * width :] = scale.sqrt()[:, None] * right
 
-    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        b, n, d = x.shape
+    def _heads(self, x: Tensor, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B,A,N-first,D/A), keys and values (B,A,N,D/A)."""
+        width, weight = x.shape[2], self.qkv.weight
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x, self.qkv.weight, bias).view(b, n, 3, self.heads, d // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B,A,N,D/A)
-        return q, k, v
+        if first == 0:
+            q, k, v = F.linear(x, weight, bias).chunk(3, dim=2)
+        else:
+            q = F.linear(x[:, first:], weight[:width], bias[:width])
+            k, v = F.linear(x, weight[width:], bias[width:]).chunk(2, dim=2)
+        return self._split(q), self._split(k), self._split(v)
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(B,N,D) -> (B,A,N,D/A), a view."""
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
 class MLP(nn.Module):
@@ -99,8 +107,9 @@ class Block(nn.Module):
         self.mlp = MLP(width, int(width * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x))).float()
+    def forward(self, x: Tensor, first: int = 0) -> Tensor:
+        """(B,N,D) -> (B,N-first,D). Of a last block often not all is wanted: the tokens before `first` are only looked at."""
+        x = x[:, first:] + self.drop_path(self.attn(self.norm1(x), first)).float()
         return x + self.drop_path(self.mlp(self.norm2(x))).float()
 
 

@@ -76,9 +76,9 @@ class Decoder(nn.Module):
         seen = self.project(tokens).float() + gather(positions, visible)
         asked = self.mask_token + gather(positions, predicted)
         x = torch.cat([seen, asked], dim=1)  # (B,V+M,D')
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x)
-        return self.head(self.norm(x[:, seen.shape[1] :]))
+        return self.head(self.norm(self.blocks[-1](x, first=seen.shape[1])))
 
 
 class VideoMAE(Model):
@@ -124,6 +124,10 @@ class VideoMAE(Model):
             self.norm = LayerNorm(width, eps=norm_eps)
             if decoder:
                 self._check_divisible("decoder_width", decoder_width, decoder_heads, "decoder_heads")
+                if decoder_depth < 1:
+                    raise ConfigError(
+                        f"{name}: decoder_depth is {decoder_depth}, a decoder needs at least 1 block (4 is usual)"
+                    )
                 self.decoder = Decoder(
                     width, decoder_width, decoder_depth, decoder_heads, mlp_ratio, values, eps, decoder_norm_eps
                 )
