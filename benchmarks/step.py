@@ -1,20 +1,31 @@
 """Our step against transformers': pretraining, fine-tuning and inference of VideoMAE, as ratios.
 
-    python benchmarks/step.py --sizes small base --batch 1
+    python benchmarks/step.py [--sizes small base] [--batch 1 2] [--precision fp32 bf16] [--json FILE]
 
-Both run in this process on the same weights and the same uint8 clips, in turn, and the median of each is compared: a busy
-machine slows both alike. A step is everything from uint8 clips on the device to updated weights. transformers runs with
-attn_implementation="sdpa" and torch's fused AdamW; it gets its clips normalised, inside the time, as its processor would.
-Equal mathematics is checked first: the losses or logits of both must agree.
+All run in this process on the same weights and the same clips, in turn, and the median of each round's ratio is given: a busy
+machine slows all alike. A step is everything from a batch as its loader delivers it to updated weights. Ours gets uint8 clips
+and normalises them inside the time; the others get theirs normalised, outside of it. The others:
+
+transformers  its model with attn_implementation="sdpa" and torch's fused AdamW
+recipe        a stand-in for original research code, which cannot be installed: transformers' model with "eager" attention
+              and AdamW without fusing, one tensor after the other, always in float32
+
+`dual masking` is our own pretraining step with VideoMAE V2's running cell beside the one without it: other mathematics, so no
+difference is given. Otherwise equal mathematics is checked first: the losses or logits of all must agree ("difference", the
+largest relative one). Memory is the most that a process of its own holds during two steps, above what it held after importing.
 """
 
 import argparse
+import itertools
+import json
+import multiprocessing
 import platform
 import statistics
 import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -27,102 +38,158 @@ from tubelet.objectives import masked
 from tubelet.video.normalize import normalize
 
 CLASSES = 400
+STATUS = Path("/proc/self/status")  # Linux tells there what a process has held
 Step = Callable[[], Tensor]
+Case = tuple[str, str, ClipSpec, int, torch.device, str]  # kind, size, clips, batch, device, precision
+Way = Callable[[], Step]  # makes a model and gives its step
 
 
 def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
     device, spec = torch.device(options.device), ClipSpec(frames=options.frames, size=options.pixels)
-    print(
-        f"{date.today()}  {processor(device)}, {torch.get_num_threads()} threads, Python {platform.python_version()}, ", end=""
-    )
-    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {options.precision}")
-    print(f"{options.rounds} rounds, batch {options.batch}, clips of {spec.frames}x{spec.size}x{spec.size}\n")
-    print("| step | ours ms | transformers ms | ratio | range of ratios | difference |\n|---|---|---|---|---|---|")
-    for size in options.sizes:
-        for kind in options.steps:
-            torch.manual_seed(0)
-            ours, theirs = KINDS[kind](size, spec, options.batch, device, options.precision)
-            compare(f"{kind} {size}", ours, theirs, options.rounds, device)
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+    machine = f"{processor(device)}, {torch.get_num_threads()} threads"
+    print(f"{date.today()}  {machine}, {versions}\n{options.rounds} rounds, clips of {spec.frames}x{spec.size}x{spec.size}\n")
+    print("| step | other | ours ms | other ms | ratio | range | difference | our MB | other MB |\n|" + "---|" * 9)
+    cases = list(itertools.product(options.steps, options.sizes, [spec], options.batch, [device], options.precision))
+    # Before this process computes anything: a copy would use again what was freed, and seem to need less.
+    memory = {case: peak_memory(case) for case in cases if options.memory and device.type == "cpu" and STATUS.exists()}
+    rows = []
+    for case in cases:
+        rows.append({**compare(case, options.rounds), "memory_mb": memory.get(case, {})})
+        show(rows[-1])
+    if options.json:
+        record = {"name": "step", "date": str(date.today()), "machine": machine, "versions": versions, "rows": rows}
+        options.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def compare(name: str, ours: Step, theirs: Step, rounds: int, device: torch.device) -> None:
-    """Print one row of the table. Both steps start from the same weights, so the first outcome must be equal."""
-    a, b = ours(), theirs()
-    difference = float((a - b).abs().max() / b.abs().max())
-    mine, other = [], []
+def compare(case: Case, rounds: int) -> dict[str, Any]:
+    """One row of the table. All steps start from the same weights, so the first outcome must be equal."""
+    kind, size, _, batch, device, precision = case
+    steps = {name: way() for name, way in KINDS[kind](*case[1:]).items()}
+    first = {name: step() for name, step in steps.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
-        mine.append(timed(ours, device))
-        other.append(timed(theirs, device))
-    ratios = sorted(y / x for x, y in zip(mine, other, strict=True))
-    print(
-        f"| {name} | {statistics.median(mine):.1f} | {statistics.median(other):.1f} | {statistics.median(ratios):.2f} "
-        f"| {ratios[0]:.2f}-{ratios[-1]:.2f} | {difference:.0e} |",
-        flush=True,
-    )
+        for name, step in steps.items():
+            seconds[name].append(timed(step, device))
+    others = [name for name in steps if name != "ours"]
+    ratios = {name: sorted(b / a for a, b in zip(seconds["ours"], seconds[name], strict=True)) for name in others}
+    return {
+        "name": f"{kind} {size}, batch {batch}, {precision}",
+        "ours_ms": statistics.median(seconds["ours"]),
+        "peers": {name: statistics.median(seconds[name]) for name in others},
+        "ratios": {name: statistics.median(values) for name, values in ratios.items()},
+        "ranges": {name: [values[0], values[-1]] for name, values in ratios.items()},
+        "difference": None if kind == "dual masking" else {name: apart(first["ours"], first[name]) for name in others},
+    }
 
 
-def pretraining(size: str, spec: ClipSpec, batch: int, device: torch.device, precision: str) -> tuple[Step, Step]:
+def show(row: dict[str, Any]) -> None:
+    memory = row["memory_mb"]
+    for name, milliseconds in row["peers"].items():
+        low, high = row["ranges"][name]
+        difference = f"{row['difference'][name]:.0e}" if row["difference"] else ""
+        held = " | ".join(f"{memory[which]:.0f}" if which in memory else "" for which in ("ours", name))
+        print(
+            f"| {row['name']} | {name} | {row['ours_ms']:.0f} | {milliseconds:.0f} | {row['ratios'][name]:.2f} "
+            f"| {low:.2f}-{high:.2f} | {difference} | {held} |",
+            flush=True,
+        )
+
+
+def apart(ours: Tensor, other: Tensor) -> float:
+    return float((ours - other).abs().max() / other.abs().max())
+
+
+def pretraining(size: str, spec: ClipSpec, batch: int, device: torch.device, precision: str) -> dict[str, Way]:
     """Tube mask of 90 %, normalised pixel target, backward, AdamW."""
-    model = models.build(f"videomae_{size}", spec, eps=1e-12, norm_eps=1e-12, decoder_norm_eps=1e-5).to(device)
-    other = VideoMAEForPreTraining(their_config(model, norm_pix_loss=True)).to(device)
-    give_weights(model, other)
-    frames = clips(spec, batch, device)
-    mask = masking.make("tube", model.grid, 0.9, batch, torch.Generator().manual_seed(0)).to(device)
+
+    def theirs(attention: str, precision: str, fused: bool) -> Step:
+        model = pretrainer(size, spec, device)
+        other = VideoMAEForPreTraining(their_config(model, attention, norm_pix_loss=True)).to(device)
+        give_weights(model, other)
+        pixels, mask = normalized(spec, batch, device), tube(model, batch, device)
+        return training(other, lambda: other(pixels, bool_masked_pos=mask).loss, device, precision, fused)
+
+    return {
+        "ours": lambda: our_pretraining(size, spec, batch, device, precision, decoder_mask=None),
+        "transformers": lambda: theirs("sdpa", precision, fused=True),
+        "recipe": lambda: theirs("eager", "fp32", fused=False),
+    }
+
+
+def dual_masking(size: str, spec: ClipSpec, batch: int, device: torch.device, precision: str) -> dict[str, Way]:
+    """Half of the tokens are not reconstructed (VideoMAE V2), beside reconstructing all that are hidden."""
+    return {
+        "ours": lambda: our_pretraining(size, spec, batch, device, precision, decoder_mask="running_cell"),
+        "ours, all reconstructed": lambda: our_pretraining(size, spec, batch, device, precision, decoder_mask=None),
+    }
+
+
+def our_pretraining(
+    size: str, spec: ClipSpec, batch: int, device: torch.device, precision: str, decoder_mask: str | None
+) -> Step:
+    model = pretrainer(size, spec, device)
+    frames, mask = clips(spec, batch, device), tube(model, batch, device)
+    left_out = None if decoder_mask is None else masking.make(decoder_mask, model.grid, 0.5, batch).to(device)
     config = masked.MaskedConfig()
 
-    def our_loss() -> Tensor:
-        out = model(frames, mask=mask)
+    def loss() -> Tensor:
+        out = model(frames, mask=mask, decoder_mask=left_out)
         wanted = masked.target(frames, out["predicted"], model.tubelet, normalize=True)
         return masked.distances(out["prediction"], wanted, config).mean()
 
-    def their_loss() -> Tensor:
-        return other(normalize(frames, spec.mean, spec.std, colour_dim=2), bool_masked_pos=mask).loss
-
-    return training(model, our_loss, device, precision), training(other, their_loss, device, precision)
+    return training(model, loss, device, precision, fused=True)
 
 
-def finetuning(size: str, spec: ClipSpec, batch: int, device: torch.device, precision: str) -> tuple[Step, Step]:
+def finetuning(size: str, spec: ClipSpec, batch: int, device: torch.device, precision: str) -> dict[str, Way]:
     """Cross-entropy over 400 classes with nothing masked, backward, AdamW."""
-    model, other = classifiers(size, spec, device)
-    frames = clips(spec, batch, device)
     labels = torch.arange(batch, device=device) % CLASSES
 
-    def our_loss() -> Tensor:
-        return nn.functional.cross_entropy(model(frames)["logits"].float(), labels)
+    def ours() -> Step:
+        model, frames = classifier(size, spec, device), clips(spec, batch, device)
+        cost = lambda: nn.functional.cross_entropy(model(frames)["logits"].float(), labels)  # noqa: E731
+        return training(model, cost, device, precision, fused=True)
 
-    def their_loss() -> Tensor:
-        return nn.functional.cross_entropy(other(normalize(frames, spec.mean, spec.std, colour_dim=2)).logits.float(), labels)
+    def theirs(attention: str, precision: str, fused: bool) -> Step:
+        other, pixels = their_classifier(size, spec, device, attention), normalized(spec, batch, device)
+        cost = lambda: nn.functional.cross_entropy(other(pixels).logits.float(), labels)  # noqa: E731
+        return training(other, cost, device, precision, fused)
 
-    return training(model, our_loss, device, precision), training(other, their_loss, device, precision)
-
-
-def inference(size: str, spec: ClipSpec, batch: int, device: torch.device, precision: str) -> tuple[Step, Step]:
-    """uint8 clips to logits."""
-    model, other = classifiers(size, spec, device)
-    model.eval(), other.eval()
-    frames = clips(spec, batch, device)
-
-    @torch.inference_mode()
-    def our_logits() -> Tensor:
-        with autocast(device, precision):
-            return model(frames)["logits"].float()
-
-    @torch.inference_mode()
-    def their_logits() -> Tensor:
-        with autocast(device, precision):
-            return other(normalize(frames, spec.mean, spec.std, colour_dim=2)).logits.float()
-
-    return our_logits, their_logits
+    return {
+        "ours": ours,
+        "transformers": lambda: theirs("sdpa", precision, fused=True),
+        "recipe": lambda: theirs("eager", "fp32", fused=False),
+    }
 
 
-KINDS = {"pretraining": pretraining, "finetuning": finetuning, "inference": inference}
+def inference(size: str, spec: ClipSpec, batch: int, device: torch.device, precision: str) -> dict[str, Way]:
+    """Clips to logits."""
+
+    def ours() -> Step:
+        model, frames = classifier(size, spec, device).eval(), clips(spec, batch, device)
+        return answering(lambda: model(frames)["logits"], device, precision)
+
+    def theirs(attention: str, precision: str) -> Step:
+        other, pixels = their_classifier(size, spec, device, attention).eval(), normalized(spec, batch, device)
+        return answering(lambda: other(pixels).logits, device, precision)
+
+    return {
+        "ours": ours,
+        "transformers": lambda: theirs("sdpa", precision),
+        "recipe": lambda: theirs("eager", "fp32"),
+    }
 
 
-def training(model: nn.Module, loss_of: Callable[[], Tensor], device: torch.device, precision: str) -> Step:
+KINDS = {"pretraining": pretraining, "dual masking": dual_masking, "finetuning": finetuning, "inference": inference}
+
+
+def training(model: nn.Module, loss_of: Step, device: torch.device, precision: str, fused: bool) -> Step:
     """A whole step of a model; gives its loss."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05, betas=(0.9, 0.95), fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-4, weight_decay=0.05, betas=(0.9, 0.95), fused=fused, foreach=False if not fused else None
+    )
     model.train()
 
     def step() -> Tensor:
@@ -136,16 +203,38 @@ def training(model: nn.Module, loss_of: Callable[[], Tensor], device: torch.devi
     return step
 
 
-def classifiers(size: str, spec: ClipSpec, device: torch.device) -> tuple[nn.Module, nn.Module]:
+def answering(logits_of: Step, device: torch.device, precision: str) -> Step:
+    @torch.inference_mode()
+    def step() -> Tensor:
+        with autocast(device, precision):
+            return logits_of().float()
+
+    return step
+
+
+def pretrainer(size: str, spec: ClipSpec, device: torch.device) -> videomae.VideoMAE:
+    """Ours with transformers' eps. The same values at every call."""
+    torch.manual_seed(0)
+    return models.build(f"videomae_{size}", spec, eps=1e-12, norm_eps=1e-12, decoder_norm_eps=1e-5).to(device)
+
+
+def classifier(size: str, spec: ClipSpec, device: torch.device) -> videomae.VideoMAE:
+    torch.manual_seed(0)
     names = [str(i) for i in range(CLASSES)]
-    model = models.build(f"videomae_{size}", spec, names, eps=1e-12, norm_eps=1e-5).to(device)
+    model = models.build(f"videomae_{size}", spec, names, eps=1e-12, norm_eps=1e-5)
     nn.init.trunc_normal_(model.head.weight, std=0.02)  # a head at its first values answers zero, which compares nothing
-    other = VideoMAEForVideoClassification(their_config(model, num_labels=CLASSES, use_mean_pooling=True)).to(device)
+    return model.to(device)
+
+
+def their_classifier(size: str, spec: ClipSpec, device: torch.device, attention: str) -> nn.Module:
+    model = classifier(size, spec, device)
+    config = their_config(model, attention, num_labels=CLASSES, use_mean_pooling=True)
+    other = VideoMAEForVideoClassification(config).to(device)
     give_weights(model, other)
-    return model, other
+    return other
 
 
-def their_config(model: nn.Module, **more: object) -> VideoMAEConfig:
+def their_config(model: nn.Module, attention: str, **more: object) -> VideoMAEConfig:
     sizes = model.options
     config = VideoMAEConfig(
         image_size=model.spec.size, num_frames=model.spec.frames, hidden_size=sizes["width"],
@@ -154,7 +243,7 @@ def their_config(model: nn.Module, **more: object) -> VideoMAEConfig:
         decoder_num_attention_heads=sizes["decoder_heads"], decoder_intermediate_size=4 * sizes["decoder_width"],
         **{"use_mean_pooling": False, **more},
     )  # fmt: skip
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = attention
     return config
 
 
@@ -175,6 +264,15 @@ def clips(spec: ClipSpec, batch: int, device: torch.device) -> Tensor:
     return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).to(device)
 
 
+def normalized(spec: ClipSpec, batch: int, device: torch.device) -> Tensor:
+    """The same clips as an image processor delivers them: float32."""
+    return normalize(clips(spec, batch, device), spec.mean, spec.std, colour_dim=2)
+
+
+def tube(model: nn.Module, batch: int, device: torch.device) -> Tensor:
+    return masking.make("tube", model.grid, 0.9, batch, torch.Generator().manual_seed(0)).to(device)
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
@@ -189,6 +287,24 @@ def timed(step: Step, device: torch.device) -> float:
     return 1000 * (clock() - begun)
 
 
+def peak_memory(case: Case) -> dict[str, float]:
+    """MB (10^6 bytes) by which two steps of each raise the most that a copy of this process holds."""
+    with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
+        return {name: pool.apply(held, (case, name)) for name in KINDS[case[0]](*case[1:])}
+
+
+def held(case: Case, name: str) -> float:
+    before = resident_peak()
+    step = KINDS[case[0]](*case[1:])[name]()
+    step(), step()
+    return resident_peak() - before
+
+
+def resident_peak() -> float:
+    """MB. Not getrusage, which counts what the parent held before it started this process."""
+    return int(STATUS.read_text().partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
+
+
 def processor(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -201,13 +317,17 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--sizes", nargs="+", default=["small"], choices=["tiny", "small", "base", "large", "huge"])
     parser.add_argument("--steps", nargs="+", default=list(KINDS), choices=list(KINDS))
-    parser.add_argument("--batch", type=int, default=1, help="clips per step")
+    parser.add_argument("--batch", nargs="+", type=int, default=[1], help="clips per step")
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--pixels", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=7, help="how often each is timed")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--precision", nargs="+", default=["fp32"], choices=["fp32", "bf16"])
+    parser.add_argument(
+        "--memory", action=argparse.BooleanOptionalAction, default=True, help="measure peak memory (Linux, CPU)"
+    )
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
     return parser.parse_args()
 
 
