@@ -24,8 +24,8 @@ check: $(INSTALLED)  ## lint, format and type check
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(INSTALLED)  ## our speed as a ratio to transformers' on this machine
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+bench: $(INSTALLED)  ## our speed beside what one would run today, into docs/benchmarks (QUICK=1: a trial of 3 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/run.py $(if $(QUICK),--quick)
 
 docs: $(INSTALLED)  ## build the documentation site into site/
 	$(PIP) install -q -c constraints.txt -e '.[docs]'

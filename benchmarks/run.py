@@ -1,0 +1,59 @@
+"""`make bench`: every benchmark one after another, each with its ways in turn, then the page of docs/benchmarks.
+
+    python benchmarks/run.py [--quick] [--only decode load ...] [--out docs/benchmarks]
+
+--quick runs few rounds of small cases, to see that everything works: its figures mean little and go into build/benchmarks.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+# name -> (script, arguments, arguments of a quick run)
+BENCHMARKS: dict[str, tuple[str, list[str], list[str]]] = {
+    "decode": ("decode.py", ["--rounds", "9"], ["--rounds", "1"]),
+    "prepare": ("prepare.py", [], ["--rounds", "1"]),
+    "load": ("load.py", [], ["--quick"]),
+    "step": (
+        "step.py",
+        ["--steps", "pretraining", "finetuning", "--sizes", "small", "base"],
+        ["--steps", "pretraining", "finetuning", "--sizes", "tiny", "--frames", "8", "--pixels", "112", "--rounds", "2"],
+    ),
+    "infer": (
+        "step.py",
+        ["--steps", "inference", "--sizes", "small", "base"],
+        ["--steps", "inference", "--sizes", "tiny", "--frames", "8", "--pixels", "112", "--rounds", "2"],
+    ),
+    "e2e": ("e2e.py", [], ["--quick"]),
+    "growth": ("growth.py", [], ["--quick"]),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few rounds of small cases, within three minutes")
+    parser.add_argument("--only", nargs="+", default=list(BENCHMARKS), choices=list(BENCHMARKS), metavar="NAME")
+    parser.add_argument("--out", type=Path, help="where the JSON files and the page go")
+    options = parser.parse_args()
+    out = options.out or HERE.parent / ("build/benchmarks" if options.quick else "docs/benchmarks")
+    out.mkdir(parents=True, exist_ok=True)
+    begun, failed = time.monotonic(), []
+    for name in options.only:
+        script, full, quick = BENCHMARKS[name]
+        command = [sys.executable, str(HERE / script), *(quick if options.quick else full), "--json", str(out / f"{name}.json")]
+        if subprocess.run(command).returncode:
+            failed.append(name)
+    if subprocess.run([sys.executable, str(HERE / "page.py"), "--folder", str(out)]).returncode:
+        failed.append("page")
+    print(f"{time.monotonic() - begun:.0f} s")
+    if failed:
+        print(f"error: these did not run, see above: {', '.join(failed)}", file=sys.stderr)
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
