@@ -58,8 +58,8 @@ def interleaved(
 
 def cpu_seconds() -> float:
     """A clock: the processor time of this process and of its children that have ended, such as a DataLoader's workers."""
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in spent)
 
 
 def ratios(slower: Sequence[float], faster: Sequence[float]) -> list[float]:
@@ -189,9 +189,9 @@ def number(value: object) -> str:
 
 
 def table(rows: Iterable[Row]) -> str:
-    """Rows as a Markdown table; its columns are all keys in the order of their first appearance."""
+    """Rows as a Markdown table; its columns are all keys in the order of their first appearance, "note" last."""
     rows = list(rows)
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+    columns = sorted(dict.fromkeys(key for row in rows for key in row), key=lambda name: name == "note")
     lines = [columns, ["---"] * len(columns), *([number(row.get(name)) for name in columns] for row in rows)]
     return "".join(f"| {' | '.join(str(field).replace('|', '/') for field in line)} |\n" for line in lines)
 
