@@ -5,27 +5,37 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from tubelet.errors import VideoError
+from tubelet.errors import ConfigError, VideoError
 from tubelet.records import Clip, Example, Interpolation
 from tubelet.video.decode import decode, probe
 
-AUTO_SHARE = 0.25  # of the free memory: what a cache that nobody asked for may take
-ASKED_SHARE = 0.75
+AUTO_BYTES = 4_000_000_000  # what a cache that nobody asked for may take. The same on every machine: it decides the pixels
+SHARE = 0.75  # of the free memory: what any cache may take
 PROBED = 32  # videos looked at to estimate the size of a whole set
 
 
 class FrameCache:
-    """Videos by path, each decoded once at one size and kept while `budget_bytes` allows; safe to use from threads.
+    """Videos by path, each decoded once at one short side; safe to use from threads.
 
-    What does not fit (and what only decodes in part) is left to the caller, so clips are the same with and without it.
+    All or none: clips cut from scaled frames are not those cut from the file's own, so what is kept must never depend on the
+    memory that happens to be free. ConfigError where `budget_bytes` do not hold them. What only decodes in part is left to the
+    caller.
     """
 
-    def __init__(self, short_side: int, interpolation: Interpolation, budget_bytes: int) -> None:
-        self.short_side, self.interpolation, self.budget_bytes = short_side, interpolation, budget_bytes
-        self.used_bytes = 0
+    def __init__(self, short_side: int, interpolation: Interpolation, budget_bytes: int, approximate: bool = False) -> None:
+        self.short_side, self.interpolation, self.approximate = short_side, interpolation, approximate
+        self.budget_bytes, self.used_bytes = budget_bytes, 0
         self._clips: dict[str, Clip | None] = {}  # None: not kept
         self._lock = threading.Lock()
         self._busy: dict[str, threading.Lock] = {}
+
+    def check(self, needed_bytes: int) -> None:
+        """ConfigError where `needed_bytes` are more than the budget."""
+        if needed_bytes > self.budget_bytes:
+            needed, free = (f"{count / 1e9:.1f} GB" for count in (needed_bytes, self.budget_bytes))
+            raise ConfigError(
+                f"decoded, the videos take {needed} of memory or more, and {free} can be had: use --loader.cache off"
+            )
 
     def get(self, path: str) -> Clip | None:
         """Every frame of a video, or None where it is not kept."""
@@ -42,10 +52,9 @@ class FrameCache:
         try:
             size = decoded_bytes(path, self.short_side)
             with self._lock:
-                if self.used_bytes + size > self.budget_bytes:
-                    return None
+                self.check(self.used_bytes + size)
                 self.used_bytes += size
-            return decode(path, short_side=self.short_side, interpolation=self.interpolation)
+            return decode(path, short_side=self.short_side, interpolation=self.interpolation, approximate=self.approximate)
         except VideoError:
             return None  # the caller meets the same error, or reads the part that is whole
 

@@ -7,32 +7,35 @@ views follow the order of the Examples. T frames, C colours, H height, W width, 
 import hashlib
 import math
 import os
+import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
-from tubelet._frame_cache import ASKED_SHARE, AUTO_SHARE, FrameCache, estimated_bytes, free_bytes
+from tubelet._frame_cache import AUTO_BYTES, SHARE, FrameCache, estimated_bytes, free_bytes
 from tubelet.errors import ConfigError, DataError, VideoError
 from tubelet.find import choose
 from tubelet.records import Batch, Clip, ClipSpec, Dataset, Example
-from tubelet.video.augment import AugmentConfig, augment, crop_views, decode_short_side
+from tubelet.video.augment import AugmentConfig, cached_short_side, draw_box, vary, view_boxes
 from tubelet.video.background import subtract_background
-from tubelet.video.decode import decode, frame_times, probe
+from tubelet.video.decode import decode_cuts, frame_times, probe
+from tubelet.video.resize import cut, resize
 from tubelet.video.sample import span_frames, train_indices, view_indices
 
 Made = TypeVar("Made")
 MAX_WORKERS = 16
+AHEAD_BYTES = 256_000_000  # of frames that workers may have ready or in the making before they are asked for
 MAX_DECODING_THREADS = 4  # more would wait for the interpreter between packets: processes then
 
 
@@ -43,13 +46,16 @@ class LoaderConfig:
     batch_size  clips per batch and process
     repeats     clips taken from each decoded video, near each other in time; divides batch_size
     workers     threads (without a cache and above 4: processes) that prepare batches ahead; 0: none; None: one per core
-    cache       "ram" keeps decoded videos in memory, "off" decodes every clip anew, "auto" decides by what fits
+    cache       "ram" keeps decoded videos in memory, scaled to what the crops need; "off" decodes every clip anew and cuts it
+                out of the file's own pixels; "auto": "ram" where the videos take at most 4 GB, whatever the machine
+    approximate leave out the decoder's deblocking filter: faster, with other pixels; never in evaluation
     """
 
     batch_size: int = 8
     repeats: int = 1
     workers: int | None = None
     cache: Literal["auto", "ram", "off"] = "auto"
+    approximate: bool = False
 
     def __post_init__(self) -> None:
         choose(self.cache, ("auto", "ram", "off"), "loader.cache")
@@ -67,7 +73,7 @@ class TrainLoader:
     The Examples form one endless stream, a new permutation each epoch; batch k of rank r takes the positions that
     follow from k, r and `world`. A video that cannot be read is left out of its batch and named in `Batch.skipped`, so
     a batch may hold fewer clips than asked, even none. Labels are indices into `dataset.classes`, or None where an
-    Example has no label.
+    Example has no label. `pinned`: frames in memory from which a GPU can copy while it computes.
     """
 
     def __init__(
@@ -79,6 +85,7 @@ class TrainLoader:
         seed: int,
         rank: int = 0,
         world: int = 1,
+        pinned: bool = False,
     ) -> None:
         if not dataset.examples:
             raise DataError("there is no video to train on")
@@ -87,18 +94,18 @@ class TrainLoader:
                 "augment.flip is on, but in this data a mirrored clip may show another class (such as left and right): "
                 "turn it off"
             )
-        short_side = decode_short_side(spec, augment)
         self.cache_bytes = 0  # about what the decoded videos will take; 0 without a cache
         cache = None
         if config.cache != "off":
-            free = free_bytes() // world
+            short_side = cached_short_side(spec, augment)
             needed = estimated_bytes(dataset.examples, short_side)
-            if config.cache == "ram" or needed < AUTO_SHARE * free:
-                budget = int(free * (ASKED_SHARE if config.cache == "ram" else AUTO_SHARE))
-                cache = FrameCache(short_side, spec.interpolation, budget)
-                self.cache_bytes = min(needed, budget)
+            if config.cache == "ram" or needed <= AUTO_BYTES:
+                cache = FrameCache(short_side, spec.interpolation, int(free_bytes() // world * SHARE), config.approximate)
+                cache.check(needed)
+                self.cache_bytes = needed
         self.workers = _cores() if config.workers is None else config.workers
-        self._maker = _BatchMaker(dataset, spec, augment, config, seed, rank, world, short_side, cache)
+        self.pinned = pinned
+        self._maker = _BatchMaker(dataset, spec, augment, config, seed, rank, world, cache)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -107,19 +114,57 @@ class TrainLoader:
         return math.ceil(len(maker.dataset.examples) / (maker.videos_per_batch * maker.world))
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
-        """Batches start_step .. stop_step-1, prepared ahead of time by the workers."""
+        """Batches start_step .. stop_step-1, prepared ahead of time by the workers. DataError where one of them dies."""
         steps = range(start_step, stop_step)
         if self._maker.cache is None and self.workers > MAX_DECODING_THREADS and steps:
-            yield from DataLoader(
-                self._maker,
-                sampler=steps,
-                batch_size=None,
-                num_workers=min(self.workers, len(steps), _cores()),
-                collate_fn=_as_it_is,
-                generator=torch.Generator(),  # or it would draw from the global one
-            )
+            yield from self._from_processes(steps)
         else:
-            yield from in_order(self._maker.__getitem__, steps, self.workers)
+            yield from self._from_threads(steps)
+
+    def _from_threads(self, steps: range) -> Iterator[Batch]:
+        """One video at a time for every thread, straight into the memory of its batch."""
+        maker, videos = self._maker, self._maker.videos_per_batch
+        rooms: deque[Tensor] = deque()  # of batches that are begun and not yet handed over
+
+        def jobs() -> Iterator[tuple[Tensor, int]]:
+            for step in steps:
+                rooms.append(maker.room(self.pinned))
+                yield from zip(rooms[-1].split(self._maker.config.repeats), maker.positions(step), strict=True)
+
+        made = in_order(lambda job: maker.fill(*job), jobs(), self.workers, maker.clip_bytes * maker.config.repeats)
+        with closing(made):
+            for _ in steps:
+                results = list(islice(made, videos))
+                yield maker.batch(rooms.popleft(), results)
+
+    def _from_processes(self, steps: range) -> Iterator[Batch]:
+        """One batch at a time for every process."""
+        maker = self._maker
+        workers = min(self.workers, len(steps), _cores())
+        # The worker's process and the position in the stream that it reads, for the message when it dies.
+        maker.reading = torch.zeros(workers, 2, dtype=torch.int64).share_memory_()
+        batch_bytes = maker.clip_bytes * maker.config.batch_size
+        loader = DataLoader(
+            maker,
+            sampler=steps,
+            batch_size=None,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            prefetch_factor=max(1, AHEAD_BYTES // (batch_bytes * workers)),
+            pin_memory=self.pinned,
+            generator=torch.Generator(),  # or it would draw from the global one
+        )
+        try:
+            yield from loader
+        except RuntimeError as error:
+            dead = [int(position) for pid, position in maker.reading.tolist() if re.search(rf"\b{pid}\b", str(error))]
+            if not dead:
+                raise
+            path = maker.example(dead[0])[0].path
+            raise DataError(
+                f"{path}: a worker process died while it read this file ({_first_line(error)}): try `tubelet inspect` on it; where "
+                "memory ran out, lower --loader.workers"
+            ) from error
 
 
 @dataclass
@@ -133,8 +178,8 @@ class _BatchMaker(TorchDataset[Batch]):
     seed: int
     rank: int
     world: int
-    short_side: int
     cache: FrameCache | None = None
+    reading: Tensor | None = None
     class_index: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -145,31 +190,68 @@ class _BatchMaker(TorchDataset[Batch]):
     def videos_per_batch(self) -> int:
         return self.config.batch_size // self.config.repeats
 
-    def __getitem__(self, step: int) -> Batch:
-        examples = self.dataset.examples
+    @property
+    def clip_bytes(self) -> int:
+        return self.spec.frames * self.spec.size**2 * 3
+
+    def room(self, pinned: bool = False) -> Tensor:
+        """Memory for the frames of a batch, uint8 (B,T,H,W,C)."""
+        spec = self.spec
+        return torch.empty(self.config.batch_size, spec.frames, spec.size, spec.size, 3, dtype=torch.uint8, pin_memory=pinned)
+
+    def positions(self, step: int) -> range:
+        """Where in the endless stream of videos batch `step` lies."""
         first = (step * self.world + self.rank) * self.videos_per_batch
-        clips: list[Tensor] = []
-        batch = Batch(torch.empty(0), torch.empty(0), [])
-        seconds, labels = [], []
-        for position in range(first, first + self.videos_per_batch):
-            epoch, place = divmod(position, len(examples))
-            example = examples[_permutation(len(examples), self.seed, epoch)[place]]
-            try:
-                made = self._clips(example, epoch)
-            except VideoError as error:
-                batch.skipped.append((example.id, str(error)))
-                continue
-            for clip, padded in made:
-                clips.append(clip.frames)
-                seconds.append(clip.seconds)
-                batch.ids.append(example.id)
-                batch.padded += padded
-                if self.labelled:
-                    assert example.label is not None
-                    labels.append(self.class_index[example.label])
-        batch.frames, batch.seconds = _stack(clips, seconds, self.spec)
-        batch.labels = torch.tensor(labels, dtype=torch.int64) if self.labelled else None
-        return batch
+        return range(first, first + self.videos_per_batch)
+
+    def example(self, position: int) -> tuple[Example, int]:
+        """(Example, epoch) at a position of the stream."""
+        epoch, place = divmod(position, len(self.dataset.examples))
+        return self.dataset.examples[_permutation(len(self.dataset.examples), self.seed, epoch)[place]], epoch
+
+    def __getitem__(self, step: int) -> Batch:
+        """A whole batch: what a worker process does."""
+        room, worker = self.room(), get_worker_info()
+        results = []
+        for part, position in zip(room.split(self.config.repeats), self.positions(step), strict=True):
+            if worker is not None and self.reading is not None:
+                self.reading[worker.id] = torch.tensor([os.getpid(), position])
+            results.append(self.fill(part, position))
+        return self.batch(room, results)
+
+    def fill(self, room: Tensor, position: int) -> "_Filled":
+        """Write the clips of one video into `room`, uint8 (repeats,T,H,W,C)."""
+        example, epoch = self.example(position)
+        try:
+            made = self._clips(example, epoch)
+        except VideoError as error:
+            return _Filled(example, [], 0, str(error))
+        except Exception as error:
+            error.add_note(f"while reading {example.path}")
+            raise
+        for place, (clip, _) in zip(room, made, strict=True):
+            place.copy_(clip.frames.permute(0, 2, 3, 1))
+        return _Filled(example, [clip.seconds for clip, _ in made], sum(padded for _, padded in made))
+
+    def batch(self, room: Tensor, filled: "list[_Filled]") -> Batch:
+        """The batch of what was written into `room`, without the places of what could not be read."""
+        read = [video for video in filled if not video.problem]
+        if len(read) < len(filled):
+            pieces = [part for part, video in zip(room.split(self.config.repeats), filled, strict=True) if not video.problem]
+            room = torch.cat([room[:0], *pieces])
+        seconds = [times for video in read for times in video.seconds]
+        clips = [video.example for video in read for _ in video.seconds]
+        labels = None
+        if self.labelled:
+            labels = torch.tensor([self.class_index[example.label or ""] for example in clips], dtype=torch.int64)
+        return Batch(
+            frames=room.permute(0, 1, 4, 2, 3),
+            seconds=torch.stack(seconds) if seconds else torch.empty(0, self.spec.frames, dtype=torch.float64),
+            ids=[example.id for example in clips],
+            labels=labels,
+            skipped=[(video.example.id, video.problem) for video in filled if video.problem],
+            padded=sum(video.padded for video in read),
+        )
 
     def _clips(self, example: Example, epoch: int) -> list[tuple[Clip, bool]]:
         """`repeats` augmented clips of one video, from one decode: (clip, was it padded)."""
@@ -181,19 +263,39 @@ class _BatchMaker(TorchDataset[Batch]):
             part = _neighbourhood(count, part, 2 * span_frames(spec), generators[0])
         with _naming(example):
             windows = [train_indices(count, spec, generator, part) for generator in generators]
-        if whole is not None:
-            source, places = whole, [torch.from_numpy(window) for window, _ in windows]
+        if whole is None:
+            info = probe(example.path)
+            height, width = info.height, info.width
         else:
-            indices = np.concatenate([window for window, _ in windows]).tolist()
-            source = decode(example.path, indices, short_side=self.short_side, interpolation=spec.interpolation)
-            places = list(torch.arange(len(indices)).split(spec.frames))
-        return [
-            (
-                Clip(augment(source.frames, self.augment, spec, generator, place), source.seconds[place], example.id),
-                padded,
+            height, width = whole.frames.shape[-2:]
+        # Drawn before anything is decoded: nothing but what lies within becomes RGB.
+        boxes = [draw_box(height, width, self.augment, spec, generator) for generator in generators]
+        size = (spec.size, spec.size)
+        if whole is None:
+            cuts = [(window, box) for (window, _), box in zip(windows, boxes, strict=True)]
+            clips = decode_cuts(
+                example.path, cuts, size, interpolation=spec.interpolation, approximate=self.config.approximate, id=example.id
             )
-            for place, generator, (_, padded) in zip(places, generators, windows, strict=True)
+        else:
+            places = [torch.from_numpy(window) for window, _ in windows]
+            clips = [
+                Clip(resize(cut(whole.frames, box, place), size, spec.interpolation), whole.seconds[place], example.id)
+                for place, box in zip(places, boxes, strict=True)
+            ]
+        return [
+            (replace(clip, frames=vary(clip.frames, self.augment, spec, generator)), padded)
+            for clip, generator, (_, padded) in zip(clips, generators, windows, strict=True)
         ]
+
+
+@dataclass
+class _Filled:
+    """What is known of one video's clips beside their pixels: seconds, float64 (T,) each; problem: why there are none."""
+
+    example: Example
+    seconds: list[Tensor]
+    padded: int
+    problem: str = ""
 
 
 def load_views(source: str | Path | Example, spec: ClipSpec, clips: int = 1, crops: int = 1) -> tuple[Tensor, Tensor]:
@@ -248,7 +350,7 @@ def view_batches(
         skipped, padded = [], 0
         return made
 
-    for example, loaded in in_order(load, examples, workers):
+    for example, loaded in in_order(load, examples, workers, clips * crops * spec.frames * spec.size**2 * 3):
         if isinstance(loaded, str):
             skipped.append((example.id, loaded))
             continue
@@ -263,20 +365,24 @@ def view_batches(
 Item = TypeVar("Item")
 
 
-def in_order(make: Callable[[Item], Made], items: Iterable[Item], workers: int) -> Iterator[Made]:
-    """`make(item)` for every item, in order, by `workers` threads that run at most `workers` + 1 items ahead; 0: none.
+def in_order(
+    make: Callable[[Item], Made], items: Iterable[Item], workers: int, item_bytes: int = AHEAD_BYTES
+) -> Generator[Made, None, None]:
+    """`make(item)` for every item, in order, by `workers` threads; 0: none.
 
-    Threads are enough because decoding and torch both let go of the interpreter.
+    They work ahead by as many items of about `item_bytes` as AHEAD_BYTES hold, at least one for every thread. Threads are
+    enough because decoding and torch both let go of the interpreter.
     """
     if not workers:
         yield from map(make, items)
         return
+    ahead = max(workers, AHEAD_BYTES // max(1, item_bytes))
     pool = ThreadPoolExecutor(workers, thread_name_prefix="tubelet-loader")
     running: deque[Future[Made]] = deque()
     try:
         for item in items:
             running.append(pool.submit(make, item))
-            if len(running) > workers + 1:
+            if len(running) > ahead:
                 yield running.popleft().result()
         while running:
             yield running.popleft().result()
@@ -306,15 +412,14 @@ def _views(example: Example, spec: ClipSpec, clips: int, crops: int) -> tuple[Te
     count, part = _extent(example, None)
     with _naming(example):
         windows = view_indices(count, spec, clips, part)
-    indices = np.concatenate([window for window, _ in windows]).tolist()
-    short_side = decode_short_side(spec, None)
-    clip = decode(example.path, indices, short_side=short_side, interpolation=spec.interpolation, id=example.id)
-    views = [torch.stack(view.split(spec.frames)) for view in crop_views(clip.frames, spec, crops)]  # crops x (clips,T,C,H,W)
-    frames = torch.stack(views, 1).flatten(0, 1)
+    info = probe(example.path)
+    boxes = view_boxes(info.height, info.width, spec, crops)
+    cuts = [(window, box) for window, _ in windows for box in boxes]
+    views = decode_cuts(example.path, cuts, (spec.size, spec.size), interpolation=spec.interpolation, id=example.id)
+    frames = torch.stack([view.frames.permute(0, 2, 3, 1) for view in views]).permute(0, 1, 4, 2, 3)
     if spec.background == "subtract":
         frames = subtract_background(frames)
-    seconds = clip.seconds.view(clips, 1, spec.frames).expand(-1, crops, -1).flatten(0, 1)
-    return frames, seconds, sum(padded for _, padded in windows) * crops
+    return frames, torch.stack([view.seconds for view in views]), sum(padded for _, padded in windows) * crops
 
 
 def _check_least(least: int, **values: int) -> None:
@@ -375,6 +480,10 @@ def _stack(frames: list[Tensor], seconds: list[Tensor], spec: ClipSpec) -> tuple
 def _cores() -> int:
     """Cores this process may use, at most MAX_WORKERS."""
     return min(MAX_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0].rstrip(". ")
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -16,13 +16,13 @@ from tubelet.video.augment import (
     MULTI_SCALES,
     AugmentConfig,
     augment,
+    cached_short_side,
     color_jitter,
     crop_views,
-    decode_short_side,
     multi_scale_box,
     random_resized_box,
-    resize,
 )
+from tubelet.video.resize import resize
 
 EVERYTHING = AugmentConfig(flip=True, color_jitter=0.4, rand_augment="m7-n4-mstd0.5", erase=0.5)
 CONFIGS = {
@@ -155,11 +155,10 @@ def test_resizing_agrees_with_pillow(interpolation, size):
     assert (ours.int() - wanted.int()).abs().max() <= (1 if interpolation == "bilinear" else 3)
 
 
-def test_the_decoded_size_is_enough_for_the_smallest_crop():
-    assert decode_short_side(ClipSpec(size=224), None) == 224
-    assert decode_short_side(ClipSpec(size=224), AugmentConfig(crop="center")) == 224
-    assert decode_short_side(ClipSpec(size=64), AugmentConfig(scale=(0.5, 1.0))) == 92
-    assert decode_short_side(ClipSpec(size=224), AugmentConfig(crop="multi_scale")) * MULTI_SCALES[-1] >= 224
+def test_the_cached_size_is_enough_for_the_smallest_crop():
+    assert cached_short_side(ClipSpec(size=224), AugmentConfig(crop="center")) == 224
+    assert cached_short_side(ClipSpec(size=64), AugmentConfig(scale=(0.5, 1.0))) == 91
+    assert cached_short_side(ClipSpec(size=224), AugmentConfig(crop="multi_scale")) * MULTI_SCALES[-1] >= 224
 
 
 def test_flip_mirrors_about_half_of_the_clips():

@@ -178,7 +178,7 @@ class TrainConfig:
 
 
 # May change between a run and its continuation: none of these decides what is learned.
-FREE = ("out", "loader.workers", "loader.cache", "run.device", "run.checkpoint_every", "run.keep_checkpoints", "run.log_every",
+FREE = ("out", "loader.workers", "run.device", "run.checkpoint_every", "run.keep_checkpoints", "run.log_every",
         "run.validations", "run.tensorboard", "run.report")  # fmt: skip
 
 

@@ -84,7 +84,9 @@ class Run:
         facts = {"videos": videos, "fingerprint": data.fingerprint(self.train_set)}
         self.environment = environment(self.device, self.precision, facts)
         folder.check_data(self.out, self.environment)
-        self.loader = TrainLoader(self.train_set, config.clip, config.augment, config.loader, config.run.seed)
+        self.loader = TrainLoader(
+            self.train_set, config.clip, config.augment, config.loader, config.run.seed, pinned=self.device.type == "cuda"
+        )
 
         self.steps_per_epoch = videos * config.loader.repeats / config.clips_per_step
         self.steps = optim.total_steps(config.optim, self.steps_per_epoch)

@@ -30,6 +30,7 @@ def describe(run: "Run") -> str:
     weights = 4 * (every + trained * (3 + bool(run.ema)))  # float32: weights, gradients, two moments, moving average
     memory = weights + kept_bytes * config.loader.batch_size
     cache = f"decoded videos in memory, about {size(run.loader.cache_bytes)}" if run.loader.cache_bytes else "decoded as needed"
+    cache += ", approximately (no deblocking)" if config.loader.approximate else ""
     slots, rows, columns = getattr(model, "grid", (0, 0, 0))
     tokens = f" = {slots}x{rows}x{columns} tokens" if slots else ""
     val = f", {len(run.val_set.examples)} held out" if run.val_set else ""

@@ -5,13 +5,14 @@ start before it to its own, unneeded ones that no other picture refers to left o
 straight from the file where they lie in one piece (no container is opened at all), else demuxed from the beginning.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import av
+import av.filter
 import numpy as np
 import torch
-from av.video.reformatter import Interpolation as Scaling
 from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
@@ -19,9 +20,14 @@ from tubelet.errors import VideoError
 from tubelet.records import Interpolation
 from tubelet.video._container import open_video, reason
 from tubelet.video._index import Index
+from tubelet.video.resize import Box, resize
 
-SCALING = {"bilinear": Scaling.BILINEAR, "bicubic": Scaling.BICUBIC, "area": Scaling.AREA}
+ALIGNED = 4  # pixels: a chroma sample covers 1, 2 or 4 in each direction
+RESIZED_BYTES = 4_000_000  # of RGB pixels that wait to be scaled in one call: few calls, and still in the processor's cache
 
+OPTIONS: dict[bool, dict[str, str]] = {False: {}, True: {"skip_loop_filter": "all"}}  # of the decoder: exact, approximate
+
+Cut = tuple[np.ndarray, Box | None]  # frame numbers int64 (T,), any order, and what is wanted of them (None: all of the frame)
 Fed = tuple[int, av.Packet, av.VideoCodecContext]  # the number of a packet, itself, the decoder to give it to
 
 
@@ -29,14 +35,14 @@ class NotAsIndexed(Exception):
     """What the decoder gave back is not what the index promised: the file has to be decoded from its start."""
 
 
-def frames(path: str, index: Index, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+def frames(path: str, index: Index, wanted: list[int], approximate: bool = False) -> Iterator[tuple[int, av.VideoFrame]]:
     """(number, frame) of every wanted frame (sorted, without repeats), in that order. NotAsIndexed, VideoError."""
     if index.packet is None:
-        yield from _from_start(path, wanted)
+        yield from _from_start(path, wanted, approximate)
         return
     left = iter(wanted)
     try:
-        for number, frame in _by_packet(path, index, wanted):
+        for number, frame in _by_packet(path, index, wanted, approximate):
             if number != next(left):  # frames come out in the order they are shown: one of them was left out
                 raise NotAsIndexed
             yield number, frame
@@ -46,7 +52,7 @@ def frames(path: str, index: Index, wanted: list[int]) -> Iterator[tuple[int, av
         raise NotAsIndexed
 
 
-def _by_packet(path: str, index: Index, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+def _by_packet(path: str, index: Index, wanted: list[int], approximate: bool) -> Iterator[tuple[int, av.VideoFrame]]:
     """The wanted frames, known by their time stamps, from runs of packets that each begin where decoding may begin."""
     assert index.packet is not None
     number_of = {int(index.stamps[number]): number for number in wanted}
@@ -57,7 +63,7 @@ def _by_packet(path: str, index: Index, wanted: list[int]) -> Iterator[tuple[int
     ends = {last for _, last in runs}
     source = _read_packets if index.offset is not None else _demux_packets
     shown_from = 0
-    for number, packet, decoder in source(path, index, feed, starts):
+    for number, packet, decoder in source(path, index, feed, starts, approximate):
         if number in starts:
             shown_from = int(index.packet_stamp[number])
         decoded = decoder.decode(packet)
@@ -91,7 +97,7 @@ def _runs(index: Index, wanted: list[int]) -> list[tuple[int, int]]:
     return runs
 
 
-def _read_packets(path: str, index: Index, feed: list[int], starts: set[int]) -> Iterator[Fed]:
+def _read_packets(path: str, index: Index, feed: list[int], starts: set[int], approximate: bool) -> Iterator[Fed]:
     """Packets straight from the file, and for every run a fresh decoder set up as the container would set it up.
 
     Fresh rather than flushed, so that nothing of one run can leak into the next.
@@ -100,7 +106,7 @@ def _read_packets(path: str, index: Index, feed: list[int], starts: set[int]) ->
     with Path(path).open("rb") as file:
         for number in feed:
             if number in starts:
-                decoder = _new_decoder(index)
+                decoder = _new_decoder(index, approximate)
             file.seek(index.offset[number])
             packet = av.Packet(int(index.size[number]))  # allocated by FFmpeg, with the padding its decoders rely on
             packet.update(file.read(packet.size))
@@ -109,19 +115,21 @@ def _read_packets(path: str, index: Index, feed: list[int], starts: set[int]) ->
             yield number, packet, decoder
 
 
-def _new_decoder(index: Index) -> av.VideoCodecContext:
+def _new_decoder(index: Index, approximate: bool) -> av.VideoCodecContext:
     decoder = av.CodecContext.create(index.decoder, "r")
     assert isinstance(decoder, av.VideoCodecContext)
     decoder.extradata = index.extradata
     decoder.codec_tag = index.codec_tag
     decoder.height, decoder.width = index.stored_size
     decoder.thread_count = 1
+    decoder.options = OPTIONS[approximate]
     return decoder
 
 
-def _demux_packets(path: str, index: Index, feed: list[int], starts: set[int]) -> Iterator[Fed]:
+def _demux_packets(path: str, index: Index, feed: list[int], starts: set[int], approximate: bool) -> Iterator[Fed]:
     """Packets by counting them from the beginning of the file: always the right ones, where seeking by time may not be."""
     with open_video(path) as (container, stream):
+        stream.codec_context.options = OPTIONS[approximate]
         todo = iter(feed)
         target = next(todo, None)
         packets = (packet for packet in container.demux(stream) if packet.size)
@@ -135,13 +143,14 @@ def _demux_packets(path: str, index: Index, feed: list[int], starts: set[int]) -
                 return
 
 
-def _from_start(path: str, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+def _from_start(path: str, wanted: list[int], approximate: bool) -> Iterator[tuple[int, av.VideoFrame]]:
     """The wanted frames by counting the frames of a sequential decode."""
     todo = iter(wanted)
     target = next(todo)
     count = 0
     with open_video(path) as (container, stream):
         decoder = stream.codec_context
+        decoder.options = OPTIONS[approximate]
         try:
             for packet in container.demux(stream):
                 try:
@@ -165,29 +174,112 @@ def _from_start(path: str, wanted: list[int]) -> Iterator[tuple[int, av.VideoFra
     raise VideoError(f"{path}: frame {target} was asked for and only {count} can be decoded")
 
 
-def read_frames(path: str, index: Index, numbers: np.ndarray, size: tuple[int, int], interpolation: Interpolation) -> Tensor:
-    """RGB uint8 (T,3,H,W) of the frames `numbers`, of `size` (H, W) as shown."""
-    height, width = size
-    rows = np.empty((len(numbers), height, width, 3), np.uint8)
-    converter = VideoReformatter()
-    wanted, place = np.unique(numbers, return_inverse=True)
-    slots = [np.flatnonzero(place == i) for i in range(len(wanted))]
-    filled = 0
-    for at, (_, frame) in enumerate(frames(path, index, wanted.tolist())):
-        rows[slots[at]] = _to_rgb(frame, converter, index, size, interpolation)
-        filled += len(slots[at])
-    assert filled == len(numbers), (filled, len(numbers))
-    return torch.from_numpy(rows).permute(0, 3, 1, 2)  # (T,H,W,C) in memory, which crops and resizes fastest
+def read_frames(
+    path: str, index: Index, cuts: Sequence[Cut], size: tuple[int, int], interpolation: Interpolation, approximate: bool = False
+) -> list[Tensor]:
+    """RGB uint8 (T,3,H,W) of `size` (H, W) for every cut, all from one decode; in memory (T,H,W,C).
+
+    approximate: without the in-loop deblocking filter of H.264, HEVC and their like.
+    """
+    parts = [_Part(index, numbers, box, size, interpolation) for numbers, box in cuts]
+    wanted = np.unique(np.concatenate([numbers for numbers, _ in cuts]))
+    for number, frame in frames(path, index, wanted.tolist(), approximate):
+        for part in parts:
+            part.take(number, frame)
+    return [part.whole() for part in parts]
 
 
-def _to_rgb(
-    frame: av.VideoFrame, converter: VideoReformatter, index: Index, size: tuple[int, int], interpolation: Interpolation
-) -> np.ndarray:
-    """(H, W, 3) uint8 as shown: colour conversion and scaling in one call, on stored pixels, then turned."""
-    height, width = size[::-1] if index.turns % 2 else size
-    scaling = SCALING[interpolation] if (height, width) != (frame.height, frame.width) else None
-    rgb = converter.reformat(frame, width, height, "rgb24", interpolation=scaling, threads=1)
-    plane = rgb.planes[0]
-    lines = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[:height]
-    pixels = lines[:, : width * 3].reshape(height, width, 3)
-    return np.rot90(pixels[:, ::-1] if index.mirrored else pixels, index.turns)
+class _Part:
+    """One cut while its frames come in.
+
+    Only the box is converted to RGB, unscaled: swscale has a fast path for that, exactly the pixels of a converted whole frame.
+    Torch then scales it, as Pillow would, RESIZED_BYTES at a time. Scaling within swscale takes longer at 240 to 720 lines and
+    is further from Pillow, for it halves the colour resolution of the small picture.
+    """
+
+    def __init__(
+        self, index: Index, numbers: np.ndarray, box: Box | None, size: tuple[int, int], interpolation: Interpolation
+    ) -> None:
+        self.index, self.box, self.size, self.interpolation = index, box or (0, 0, *index.shown_size), size, interpolation
+        self.places: dict[int, list[int]] = {}
+        for place, number in enumerate(numbers.tolist()):
+            self.places.setdefault(number, []).append(place)
+        self.frames = torch.empty(len(numbers), *size, 3, dtype=torch.uint8)
+        self.left = len(self.places)
+        height, width = self.box[2:]
+        together = min(max(1, RESIZED_BYTES // (height * width * 3)), max(1, self.left))
+        self.rows = np.empty((together, height, width, 3), np.uint8)
+        self.held: list[list[int]] = []  # places of the frames in `rows`
+        self.converter, self.crop = VideoReformatter(), _Crop()
+
+    def take(self, number: int, frame: av.VideoFrame) -> None:
+        """Keep what the cut wants of a decoded frame."""
+        if number not in self.places:
+            return
+        self.rows[len(self.held)] = self._pixels(frame)
+        self.held.append(self.places[number])
+        self.left -= 1
+        if len(self.held) == len(self.rows) or not self.left:
+            small = resize(torch.from_numpy(self.rows[: len(self.held)]).permute(0, 3, 1, 2), self.size, self.interpolation)
+            for places, picture in zip(self.held, small.permute(0, 2, 3, 1), strict=True):
+                self.frames[places] = picture
+            self.held = []
+
+    def whole(self) -> Tensor:
+        assert not self.left, f"{self.left} frames never came"
+        return self.frames.permute(0, 3, 1, 2)
+
+    def _pixels(self, frame: av.VideoFrame) -> np.ndarray:
+        """(H, W, 3) RGB uint8 of the box as it is shown."""
+        index, (height, width) = self.index, self.box[2:]
+        top, left, tall, wide = _stored_box(index, self.box)
+        changed = (frame.height, frame.width) != index.stored_size
+        if changed:  # on the way: the same part of the picture
+            down, right = frame.height / index.stored_size[0], frame.width / index.stored_size[1]
+            top, left = min(int(top * down), frame.height - 1), min(int(left * right), frame.width - 1)
+            tall = min(max(1, round(tall * down)), frame.height - top)
+            wide = min(max(1, round(wide * right)), frame.width - left)
+        # Whole chroma samples, and an even number of lines, which the fast conversion asks for.
+        above, before = top % ALIGNED, left % ALIGNED
+        below, behind = -(top + tall) % ALIGNED, -(left + wide) % ALIGNED
+        part = self.crop(
+            frame, top - above, left - before, min(frame.height, top + tall + below), min(frame.width, left + wide + behind)
+        )
+        plane = self.converter.reformat(part, format="rgb24", threads=1).planes[0]
+        lines = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
+        pixels = lines[above : above + tall, before * 3 : (before + wide) * 3].reshape(tall, wide, 3)
+        shown = np.rot90(pixels[:, ::-1] if index.mirrored else pixels, index.turns)
+        if changed:
+            picture = torch.from_numpy(shown.copy()).permute(2, 0, 1)[None]
+            shown = resize(picture, (height, width), self.interpolation)[0].permute(1, 2, 0).numpy()
+        return shown
+
+
+def _stored_box(index: Index, box: Box) -> Box:
+    """The box of a shown picture in the stored one, which was mirrored and then turned to be shown."""
+    (top, left, height, width), (shown_height, shown_width) = box, index.shown_size
+    for _ in range(index.turns):  # back by a quarter turn
+        top, left, height, width = left, shown_height - top - height, width, height
+        shown_height, shown_width = shown_width, shown_height
+    return top, (shown_width - left - width if index.mirrored else left), height, width
+
+
+class _Crop:
+    """A part of a frame by FFmpeg's crop filter, which copies no pixel. The filter is made anew when the frames change."""
+
+    def __init__(self) -> None:
+        self.made_for: object = None
+
+    def __call__(self, frame: av.VideoFrame, top: int, left: int, bottom: int, right: int) -> av.VideoFrame:
+        if (top, left, bottom, right) == (0, 0, frame.height, frame.width):
+            return frame
+        kind = (frame.width, frame.height, frame.format.name, top, left, bottom, right)
+        if kind != self.made_for:
+            self.graph, self.made_for = av.filter.Graph(), kind
+            source = self.graph.add_buffer(
+                width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1, 1000)
+            )
+            crop = self.graph.add("crop", f"{right - left}:{bottom - top}:{left}:{top}:exact=1")
+            self.graph.link_nodes(source, crop, self.graph.add("buffersink")).configure()
+        self.graph.vpush(frame)
+        return self.graph.vpull()

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tubelet.errors import ConfigError
 from tubelet.find import choose
-from tubelet.records import ClipSpec, Interpolation
+from tubelet.records import ClipSpec
 from tubelet.video import rand_augment
 from tubelet.video.background import subtract_background
+from tubelet.video.resize import Box, cut, resize
 
 Crop = Literal["random_resized", "multi_scale", "center"]
 
@@ -63,20 +63,27 @@ class AugmentConfig:
 def augment(
     frames: Tensor, config: AugmentConfig, spec: ClipSpec, generator: torch.Generator, indices: Tensor | None = None
 ) -> Tensor:
-    """uint8 (T,C,size,size) from uint8 (T,C,H,W): crop, flip, RandAugment, colour jitter, background, erasing, in this order.
+    """uint8 (T,C,size,size) from uint8 (T,C,H,W): a drawn crop, then `vary`.
 
     `indices` (T,) picks the clip's frames out of a longer `frames`; only what is inside the crop is then copied, which
     makes a 224 pixel clip out of a decoded video six times as fast as picking first.
     """
     height, width = frames.shape[-2:]
-    if config.crop == "center":
-        frames = crop_views(_cut(frames, (0, 0, height, width), indices), spec, 1)[0]
-    else:
-        if config.crop == "random_resized":
-            box = random_resized_box(height, width, config.scale, config.ratio, generator)
-        else:
-            box = multi_scale_box(height, width, generator)
-        frames = resize(_cut(frames, box, indices), (spec.size, spec.size), spec.interpolation)
+    box = draw_box(height, width, config, spec, generator)
+    return vary(resize(cut(frames, box, indices), (spec.size, spec.size), spec.interpolation), config, spec, generator)
+
+
+def draw_box(height: int, width: int, config: AugmentConfig, spec: ClipSpec, generator: torch.Generator) -> Box:
+    """The part of a frame that a training clip shows, squeezed into the square."""
+    if config.crop == "random_resized":
+        return random_resized_box(height, width, config.scale, config.ratio, generator)
+    if config.crop == "multi_scale":
+        return multi_scale_box(height, width, generator)
+    return view_boxes(height, width, spec, 1)[0]
+
+
+def vary(frames: Tensor, config: AugmentConfig, spec: ClipSpec, generator: torch.Generator) -> Tensor:
+    """uint8 (T,C,size,size) of the same: flip, RandAugment, colour jitter, background, erasing, in this order."""
     if config.flip and _uniform(0, 1, generator) < 0.5:
         frames = frames.flip(-1)
     if config.rand_augment:
@@ -91,60 +98,43 @@ def augment(
 
 
 def crop_views(frames: Tensor, spec: ClipSpec, crops: int) -> list[Tensor]:
-    """`crops` uint8 (T,C,size,size) views of uint8 (T,C,H,W), spread evenly along the long side; one crop is the
-    centre.
+    """`crops` uint8 (T,C,size,size) views of uint8 (T,C,H,W): `view_boxes`, resized."""
+    height, width = frames.shape[-2:]
+    size = (spec.size, spec.size)
+    return [resize(cut(frames, box), size, spec.interpolation) for box in view_boxes(height, width, spec, crops)]
 
-    The short side is first scaled to `size`. With `fit="stretch"` the whole frame is squeezed into the square, so every
-    view is the same and only `crops=1` makes sense: ConfigError otherwise.
+
+def view_boxes(height: int, width: int, spec: ClipSpec, crops: int) -> list[Box]:
+    """The parts of a frame that evaluation looks at: `crops` squares, spread evenly along the long side; one is the centre.
+
+    With `fit="stretch"` the whole frame is squeezed into the square, so every view is the same and only `crops=1` makes sense:
+    ConfigError otherwise.
     """
     if crops < 1:
         raise ConfigError(f"{crops} crops per clip: there must be 1 or more")
-    size = spec.size
     if spec.fit == "stretch":
         if crops > 1:
             raise ConfigError(f"{crops} crops per clip, but clip.fit is 'stretch', which has one view: ask for 1 crop")
-        return [resize(frames, (size, size), spec.interpolation)]
-    height, width = frames.shape[-2:]
-    short = min(height, width)
-    frames = resize(frames, (round(height * size / short), round(width * size / short)), spec.interpolation)
-    spare_h, spare_w = frames.shape[-2] - size, frames.shape[-1] - size
-    views = []
-    for i in range(crops):
-        share = 0.5 if crops == 1 else i / (crops - 1)
-        top, left = round(spare_h * share), round(spare_w * share)
-        views.append(frames[..., top : top + size, left : left + size])
-    return views
+        return [(0, 0, height, width)]
+    side = min(height, width)
+    shares = [0.5] if crops == 1 else [i / (crops - 1) for i in range(crops)]
+    return [(round((height - side) * share), round((width - side) * share), side, side) for share in shares]
 
 
-def decode_short_side(spec: ClipSpec, config: AugmentConfig | None) -> int:
-    """Short side in pixels to decode at, so that memory stays small and (nearly) no crop has to be enlarged.
+def cached_short_side(spec: ClipSpec, config: AugmentConfig) -> int:
+    """Short side in pixels to keep decoded videos at, so that memory stays small and (nearly) no crop has to be enlarged.
 
-    `config=None` is evaluation. A random_resized crop of the smallest area is about sqrt(scale[0]) of the short side
-    wide.
+    A random_resized crop of the smallest area is about sqrt(scale[0]) of the short side wide.
     """
-    if config is None or config.crop == "center":
+    if config.crop == "center":
         return spec.size
     share = math.sqrt(config.scale[0]) if config.crop == "random_resized" else MULTI_SCALES[-1]
-    return 2 * math.ceil(spec.size / share / 2)  # even: what chroma planes like
-
-
-def resize(frames: Tensor, size: tuple[int, int], interpolation: Interpolation) -> Tensor:
-    """uint8 (T,C,*size) from uint8 (T,C,H,W), low-pass filtered when it shrinks (as Pillow does); same memory when
-    equal.
-
-    Frames whose memory runs (T,H,W,C) take torch's vectorised path: 1.7 times as fast as (T,C,H,W) at 64 and 224
-    pixels.
-    """
-    if frames.shape[-2:] == size:
-        return frames
-    if interpolation == "area":
-        return F.interpolate(frames.float(), size=size, mode="area").round().to(torch.uint8)
-    return F.interpolate(frames, size=size, mode=interpolation, antialias=True)
+    return math.ceil(spec.size / share)
 
 
 def random_resized_box(
     height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], generator: torch.Generator
-) -> tuple[int, int, int, int]:
+) -> Box:
     """(top, left, height, width) of a box of random area and log-uniform shape; the largest centred one if ten tries
     miss.
 
@@ -162,7 +152,7 @@ def random_resized_box(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def multi_scale_box(height: int, width: int, generator: torch.Generator) -> tuple[int, int, int, int]:
+def multi_scale_box(height: int, width: int, generator: torch.Generator) -> Box:
     """(top, left, height, width): sides from MULTI_SCALES at most one step apart, at a corner or the centre (TSN)."""
     sides = [max(1, round(min(height, width) * scale)) for scale in MULTI_SCALES]
     pairs = [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
@@ -192,13 +182,6 @@ def erase(frames: Tensor, spec: ClipSpec, generator: torch.Generator) -> Tensor:
     frames = frames.clone()
     frames[..., top : top + h, left : left + w] = ((mean + std * noise) * 255).round().clamp(0, 255).to(torch.uint8)
     return frames
-
-
-def _cut(frames: Tensor, box: tuple[int, int, int, int], indices: Tensor | None) -> Tensor:
-    """A box of all frames, or of those with `indices`. In (T,H,W,C) order, where a row of the box is one copy."""
-    top, left, h, w = box
-    rows = frames.permute(0, 2, 3, 1)[:, top : top + h, left : left + w]
-    return (rows if indices is None else rows.index_select(0, indices)).permute(0, 3, 1, 2)
 
 
 def _uniform(low: float, high: float, generator: torch.Generator) -> float:

@@ -22,6 +22,7 @@ from tubelet.records import Clip, Interpolation
 from tubelet.video import _pyav, _torchcodec
 from tubelet.video._index import Index, read_index
 from tubelet.video._pyav import NotAsIndexed
+from tubelet.video.resize import Box
 
 BACKENDS = {"pyav": _pyav.read_frames, "torchcodec": _torchcodec.read_frames}
 
@@ -82,14 +83,16 @@ def decode(
     short_side: int | None = None,
     size: tuple[int, int] | None = None,
     interpolation: Interpolation = "bilinear",
+    approximate: bool = False,
     backend: str = "pyav",
     id: str = "",
 ) -> Clip:
     """The frames `indices` (any order, repeats allowed), or those shown at `seconds`, or all: RGB uint8 (T,3,H,W) and times.
 
-    The rotation of the file is applied, alpha dropped, 10 bits made 8. Frames are scaled while they become RGB: `short_side`
-    scales down (never up) to that short side, `size` = (height, width) to exactly that; frames of a file whose size changes
-    are scaled to the first one's. `id` names the clip, by default the path.
+    The rotation of the file is applied, alpha dropped, 10 bits made 8. `short_side` scales down (never up) to that short side,
+    `size` = (height, width) to exactly that; frames of a file whose size changes are scaled to the first one's. `approximate`
+    leaves out the deblocking filter of H.264 and its like: the same frames, faster, with blocks in them and errors that grow
+    until the next key frame. `id` names the clip, by default the path.
 
     Errors: VideoError for a file that cannot be read and for frames or times outside of it; ConfigError for contradicting
     arguments; MissingExtraError where `backend` is not installed.
@@ -105,11 +108,47 @@ def decode(
     for certain in (False, True):
         index = read_index(path, certain)
         numbers = _numbers(path, index, indices, seconds)
+        target = _target_size(index, short_side, size)
         try:
-            frames = read_frames(path, index, numbers, _target_size(index, short_side, size), interpolation)
+            frames = read_frames(path, index, [(numbers, None)], target, interpolation, approximate)[0]
         except NotAsIndexed:
             continue
         return Clip(frames, torch.from_numpy(index.seconds[numbers]), id or path)
+    raise AssertionError("a certain index needs no second try")
+
+
+def decode_cuts(
+    path: str | os.PathLike[str],
+    cuts: Sequence[tuple[Sequence[int] | np.ndarray, Box]],
+    size: tuple[int, int],
+    *,
+    interpolation: Interpolation = "bilinear",
+    approximate: bool = False,
+    id: str = "",
+) -> list[Clip]:
+    """Several clips from one decode. Each cut is (frame numbers, box of the shown frame); each Clip has frames of `size` (H, W).
+
+    A frame that several cuts want is decoded once, and only what lies within a box becomes RGB. The pixels are those of
+    `decode`, cut and then resized. Errors as in `decode`; ConfigError for a box outside of the frame.
+    """
+    path = os.fspath(path)
+    for certain in (False, True):
+        index = read_index(path, certain)
+        wanted = [(_numbers(path, index, numbers, None), box) for numbers, box in cuts]
+        for _, box in wanted:
+            (top, left, height, width), (frame_height, frame_width) = box, index.shown_size
+            inside = 0 <= top <= frame_height - height and 0 <= left <= frame_width - width
+            if min(height, width) < 1 or not inside:
+                raise ConfigError(
+                    f"{path}: a box of {height}x{width} pixels at row {top}, column {left} was asked for; the frame is "
+                    f"{frame_height}x{frame_width}"
+                )
+        try:
+            parts = _pyav.read_frames(path, index, wanted, size, interpolation, approximate)
+        except NotAsIndexed:
+            continue
+        times = [torch.from_numpy(index.seconds[numbers]) for numbers, _ in wanted]
+        return [Clip(frames, seconds, id or path) for frames, seconds in zip(parts, times, strict=True)]
     raise AssertionError("a certain index needs no second try")
 
 
