@@ -23,7 +23,7 @@ from tubelet.video._index import Index
 from tubelet.video.resize import Box, resize
 
 ALIGNED = 4  # pixels: a chroma sample covers 1, 2 or 4 in each direction
-RESIZED_BYTES = 4_000_000  # of RGB pixels that wait to be scaled in one call: few calls, and still in the processor's cache
+RESIZED_BYTES = 1_500_000  # of RGB pixels that wait to be scaled in one call: few calls, and still in the processor's cache
 
 OPTIONS: dict[bool, dict[str, str]] = {False: {}, True: {"skip_loop_filter": "all"}}  # of the decoder: exact, approximate
 
@@ -204,7 +204,7 @@ class _Part:
         self.places: dict[int, list[int]] = {}
         for place, number in enumerate(numbers.tolist()):
             self.places.setdefault(number, []).append(place)
-        self.frames = torch.empty(len(numbers), *size, 3, dtype=torch.uint8)
+        self.frames = np.empty((len(numbers), *size, 3), np.uint8)
         self.left = len(self.places)
         height, width = self.box[2:]
         together = min(max(1, RESIZED_BYTES // (height * width * 3)), max(1, self.left))
@@ -221,13 +221,14 @@ class _Part:
         self.left -= 1
         if len(self.held) == len(self.rows) or not self.left:
             small = resize(torch.from_numpy(self.rows[: len(self.held)]).permute(0, 3, 1, 2), self.size, self.interpolation)
-            for places, picture in zip(self.held, small.permute(0, 2, 3, 1), strict=True):
-                self.frames[places] = picture
+            for places, picture in zip(self.held, small.permute(0, 2, 3, 1).numpy(), strict=True):
+                for place in places:
+                    self.frames[place] = picture
             self.held = []
 
     def whole(self) -> Tensor:
         assert not self.left, f"{self.left} frames never came"
-        return self.frames.permute(0, 3, 1, 2)
+        return torch.from_numpy(self.frames).permute(0, 3, 1, 2)
 
     def _pixels(self, frame: av.VideoFrame) -> np.ndarray:
         """(H, W, 3) RGB uint8 of the box as it is shown."""
