@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from tubelet._frame_cache import FrameCache, decoded_bytes, estimated_bytes, free_bytes
 from tubelet.errors import ConfigError, DataError, VideoError
-from tubelet.loading import LoaderConfig, TrainLoader, derive, generator_for, in_order, load_views, view_batches
+from tubelet.loading import AHEAD_BYTES, LoaderConfig, TrainLoader, derive, generator_for, in_order, load_views, view_batches
 from tubelet.records import Batch, ClipSpec, Dataset, Example
-from tubelet.video.augment import AugmentConfig, augment, crop_views
+from tubelet.video.augment import AugmentConfig, augment, cached_short_side, crop_views
 from tubelet.video.decode import decode, frame_times, probe
 from tubelet.video.sample import train_indices
 from tubelet.video.write import write_video
@@ -307,6 +307,33 @@ def test_what_was_decoded_in_threads_is_whole(videos):
 @given(st.lists(st.integers()), st.integers(0, 4))
 def test_workers_keep_the_order(items, workers):
     assert list(in_order(lambda item: item * 2, items, workers)) == [item * 2 for item in items]
+
+
+@pytest.mark.parametrize(("item_bytes", "ahead"), [(AHEAD_BYTES // 10, 10), (AHEAD_BYTES, 3), (2 * AHEAD_BYTES, 3)])
+def test_workers_go_ahead_by_bytes_but_none_is_idle(item_bytes, ahead):
+    items = iter(range(100))
+    made = in_order(lambda item: item, items, 3, item_bytes)
+    assert next(made) == 0
+    made.close()
+    assert next(items) == ahead + 1
+
+
+def test_auto_decides_by_the_videos_and_not_by_the_machine(videos, monkeypatch):
+    short_side = cached_short_side(SPEC, EVERYTHING)
+    needed = estimated_bytes(videos.examples, short_side)
+    assert loader(videos).cache_bytes == needed > 0
+    monkeypatch.setattr("tubelet.loading.AUTO_BYTES", needed - 1)
+    assert loader(videos).cache_bytes == 0
+    assert loader(videos, LoaderConfig(4, cache="ram")).cache_bytes == needed
+    assert loader(videos, LoaderConfig(4, cache="off")).cache_bytes == 0
+
+
+def test_an_unforeseen_error_names_the_file(videos):
+    """A spec that nothing can be made of: what fails is torch, which knows no file."""
+    impossible = ClipSpec(frames=4, stride_frames=2, size=16, interpolation="nearest-ish")
+    with pytest.raises(ValueError, match="Anti-alias") as caught:
+        next(loader(videos, LoaderConfig(2, workers=0, cache="off"), spec=impossible).batches(0, 1))
+    assert any(example.path in note for note in caught.value.__notes__ for example in videos.examples)
 
 
 def test_an_error_in_a_worker_is_raised(videos):

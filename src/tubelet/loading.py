@@ -8,6 +8,8 @@ import hashlib
 import math
 import os
 import re
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -150,12 +152,13 @@ class TrainLoader:
             batch_size=None,
             num_workers=workers,
             collate_fn=_as_it_is,
-            prefetch_factor=max(1, AHEAD_BYTES // (batch_bytes * workers)),
+            # As many as fit, and few enough that a death is noticed soon: the others first finish what they were given.
+            prefetch_factor=min(8, max(1, AHEAD_BYTES // (batch_bytes * workers))),
             pin_memory=self.pinned,
             generator=torch.Generator(),  # or it would draw from the global one
         )
         try:
-            yield from loader
+            yield from _start(loader)
         except RuntimeError as error:
             dead = [int(position) for pid, position in maker.reading.tolist() if re.search(rf"\b{pid}\b", str(error))]
             if not dead:
@@ -480,6 +483,17 @@ def _stack(frames: list[Tensor], seconds: list[Tensor], spec: ClipSpec) -> tuple
 def _cores() -> int:
     """Cores this process may use, at most MAX_WORKERS."""
     return min(MAX_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def _start(loader: "DataLoader[Batch]") -> Iterator[Batch]:
+    """The running loader. A worker's death is then met where its batch is asked for (within seconds): torch's signal handler
+    would raise it in whatever line the main thread happens to be."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        return iter(loader)
+    before = signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)
+    signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+    return batches
 
 
 def _first_line(error: BaseException) -> str:

@@ -15,6 +15,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tubelet.errors import ConfigError, MissingExtraError, VideoError
 from tubelet.video import _index
@@ -641,3 +642,55 @@ def assert_cuts_are_parts_of_whole_frames(path: Path, seed: int) -> None:
 def test_cuts_are_parts_of_whole_frames(kind: str, tmp_path: Path) -> None:
     suffix, make = KINDS[kind]
     assert_cuts_are_parts_of_whole_frames(make(tmp_path / f"video{suffix}"), len(kind))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("rotation", [0, 90])
+def test_cuts_are_cropped_and_resized_as_pillow_does_it(interpolation: str, rotation: int, tmp_path: Path) -> None:
+    path = encode(tmp_path / "v.mp4", pictures(20, 96, 128), options=X264, rotation=rotation)
+    method = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[interpolation]
+    with av.open(str(path)) as container:
+        shown = [np.rot90(frame.to_ndarray(format="rgb24"), rotation // 90) for frame in container.decode(video=0)]
+    for box in random_boxes(*shown[0].shape[:2], 6, rotation):
+        top, left, height, width = box
+        for size in ((40, 40), (70, 33)):
+            clip = decode_cuts(path, [([3, 3, 17], box)], size, interpolation=interpolation)[0]
+            for number, frame in zip([3, 3, 17], clip.frames, strict=True):
+                image = Image.fromarray(shown[number][top : top + height, left : left + width])
+                wanted = torch.from_numpy(np.array(image.resize(size[::-1], method))).permute(2, 0, 1)
+                assert (frame.int() - wanted.int()).abs().max() <= (1 if interpolation == "bilinear" else 3), (box, size)
+
+
+@pytest.mark.parametrize("kind", ["size changes", "size changes ts", "odd size"])
+def test_a_box_of_everything_is_the_whole_frame(kind: str, tmp_path: Path) -> None:
+    suffix, make = KINDS[kind]
+    path = make(tmp_path / f"video{suffix}")
+    info = probe(path)
+    numbers = list(range(0, info.frame_count, 3))
+    clip = decode_cuts(path, [(numbers, (0, 0, info.height, info.width))], (24, 24))[0]
+    assert torch.equal(clip.frames, decode(path, numbers, size=(24, 24)).frames)
+    part = decode_cuts(path, [(numbers, (8, 16, 20, 30))], (20, 30))[0].frames  # of the same place in larger pictures
+    whole = decode(path, numbers).frames[:, :, 8:28, 16:46]
+    assert (part.float() - whole.float()).abs().mean() < 12
+
+
+@pytest.mark.parametrize("box", [(0, 0, 49, 64), (-1, 0, 4, 4), (0, 60, 8, 5), (0, 0, 0, 8)])
+def test_a_box_outside_of_the_frame_is_named(box: tuple[int, int, int, int], tmp_path: Path) -> None:
+    path = encode(tmp_path / "v.mp4", pictures(5), options=X264)
+    with pytest.raises(ConfigError, match=r"v\.mp4: a box of .* was asked for; the frame is 48x64"):
+        decode_cuts(path, [([0], box)], (8, 8))
+
+
+@pytest.mark.parametrize(
+    "kind", ["h264", "mpeg-ts", "hevc", "edit list", "open gop", "vp8 with hidden frames", "raw h264, no time stamps"]
+)
+def test_approximate_frames_are_the_same_frames(kind: str, tmp_path: Path) -> None:
+    """Other pixels, yet each is nearer to the exact frame of its number than to any other."""
+    suffix, make = KINDS[kind]
+    path = make(tmp_path / f"video{suffix}")
+    exact = decode(path)
+    wanted = list(range(1, len(exact.frames), 4))
+    clip = decode(path, wanted, approximate=True)
+    assert torch.equal(clip.seconds, exact.seconds[wanted])
+    distance = torch.cdist(clip.frames.flatten(1).float(), exact.frames.flatten(1).float(), p=1)
+    assert distance.argmin(1).tolist() == wanted and distance.min() > 0

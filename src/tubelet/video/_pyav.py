@@ -23,7 +23,9 @@ from tubelet.video._index import Index
 from tubelet.video.resize import Box, resize
 
 ALIGNED = 4  # pixels: a chroma sample covers 1, 2 or 4 in each direction
-RESIZED_BYTES = 1_500_000  # of RGB pixels that wait to be scaled in one call: few calls, and still in the processor's cache
+RESIZED_BYTES = (
+    250_000  # of RGB pixels that wait to be scaled in one call: larger buffers cost more in page faults than calls do
+)
 
 OPTIONS: dict[bool, dict[str, str]] = {False: {}, True: {"skip_loop_filter": "all"}}  # of the decoder: exact, approximate
 

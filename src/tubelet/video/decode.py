@@ -91,8 +91,8 @@ def decode(
 
     The rotation of the file is applied, alpha dropped, 10 bits made 8. `short_side` scales down (never up) to that short side,
     `size` = (height, width) to exactly that; frames of a file whose size changes are scaled to the first one's. `approximate`
-    leaves out the deblocking filter of H.264 and its like: the same frames, faster, with blocks in them and errors that grow
-    until the next key frame. `id` names the clip, by default the path.
+    leaves out the deblocking filter of H.264, HEVC and VP8 (others have none to leave out): the same frames, faster, with
+    blocks in them and errors that grow until the next key frame. `id` names the clip, by default the path.
 
     Errors: VideoError for a file that cannot be read and for frames or times outside of it; ConfigError for contradicting
     arguments; MissingExtraError where `backend` is not installed.
