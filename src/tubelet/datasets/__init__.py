@@ -7,11 +7,12 @@ from pathlib import Path
 
 from tubelet import find
 from tubelet.datasets._files import is_video
+from tubelet.datasets._prepared import refuse_stale
 from tubelet.datasets.split import split
 from tubelet.errors import DataError
 from tubelet.records import Dataset, Example
 
-__all__ = ["formats", "labelled", "read", "read_many", "split"]
+__all__ = ["formats", "labelled", "read", "read_many", "source_names", "split"]
 
 
 def formats() -> list[str]:
@@ -20,7 +21,11 @@ def formats() -> list[str]:
 
 
 def read(path: str | Path, format: str = "auto") -> Dataset:
-    """The data set at `path`, by the format named, or by the one that recognises it; DataError where there is none."""
+    """The data set at `path`, by the format named, or by the one that recognises it.
+
+    DataError where there is none, and where `tubelet prepare` made it and it is incomplete or older than its source.
+    """
+    refuse_stale(path)
     if format != "auto":
         dataset: Dataset = find.module(__name__, find.choose(format, formats(), "data format")).read(path)
         return dataset
@@ -49,7 +54,7 @@ def read_many(paths: Sequence[str | Path], format: str = "auto") -> Dataset:
     if len(parts) == 1:
         return parts[0]
     examples: list[Example] = []
-    for source, part in zip(_sources(paths), parts, strict=True):
+    for source, part in zip(source_names(paths), parts, strict=True):
         examples += [_prefixed(example, source) for example in part.examples] if source else part.examples
     classes = tuple(dict.fromkeys(name for part in parts for name in part.classes))
     return Dataset(tuple(examples), classes, all(part.may_flip for part in parts), parts[0].sampling)
@@ -70,8 +75,8 @@ def _prefixed(example: Example, source: str) -> Example:
     return replace(example, id=f"{source}/{example.id}", group=group, source=source)
 
 
-def _sources(paths: Sequence[str | Path]) -> list[str]:
-    """A short name for each path, all different: of a table the name of its folder, of a single video ""."""
+def source_names(paths: Sequence[str | Path]) -> list[str]:
+    """A short name for each of several data sets, all different: of a table the name of its folder, of a single video ""."""
     names: list[str] = []
     taken: set[str] = set()
     used: Counter[str] = Counter()

@@ -10,9 +10,10 @@ sampling is VideoMAE's.
 """
 
 import csv
+import io
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -48,15 +49,8 @@ def read(path: str | Path) -> Dataset:
     Whether the videos themselves exist is not looked at here (see `tubelet inspect`). A path without a suffix that
     names a video file once .mp4, .webm, ... is added gets it.
     """
-    table = Path(path)
-    if table.is_dir():
-        found = _table_of(table)
-        if found is None:
-            raise DataError(f"{table} holds no table: wanted labels.csv, .tsv or .txt at its top, naming videos that exist")
-        table = found
-    if not table.exists():
-        raise DataError(f"{table} does not exist: wanted a table of videos (CSV, TSV or `path label` lines)")
-    rows, columns = _rows(table)
+    table = _find(path)
+    _, rows, columns = _rows(table)
     folder = table.parent
     names_in = lru_cache(_names)  # of a folder, listed once however many rows point into it
     examples: list[Example] = []
@@ -89,6 +83,43 @@ def read(path: str | Path) -> Dataset:
     return Dataset(tuple(examples), classes, may_flip(classes) and "reverse" not in columns)
 
 
+def with_paths(path: str | Path, names: Mapping[str, str]) -> str:
+    """The table at `path` as CSV text for another folder, where `names` says how each of its videos is called there.
+
+    Rows, their order, all other columns and, where a video keeps its name, how a row spells it stay as they are.
+    """
+    table = _find(path)
+    header, rows, columns = _rows(table)
+    names_in = lru_cache(_names)
+    width = max(len(header), *(len(row) for _, row in rows))
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    if header:
+        writer.writerow(header + [""] * (width - len(header)))
+    for _, row in rows:
+        fields = row + [""] * (width - len(row))
+        spelled = fields[columns["path"]].strip()
+        video = _resolve(table.parent, spelled, names_in)
+        plain = not os.path.isabs(spelled) and ".." not in Path(spelled).parts
+        if not plain or os.path.relpath(video, table.parent) != names[video]:
+            fields[columns["path"]] = names[video]
+        writer.writerow(fields)
+    return text.getvalue()
+
+
+def _find(path: str | Path) -> Path:
+    """The table at `path`: itself, or the one in a folder."""
+    table = Path(path)
+    if table.is_dir():
+        found = _table_of(table)
+        if found is None:
+            raise DataError(f"{table} holds no table: wanted labels.csv, .tsv or .txt at its top, naming videos that exist")
+        table = found
+    if not table.exists():
+        raise DataError(f"{table} does not exist: wanted a table of videos (CSV, TSV or `path label` lines)")
+    return table
+
+
 def _table_of(folder: Path) -> Path | None:
     candidates = (folder / (name + suffix) for name in FILE_NAMES for suffix in SUFFIXES)
     return next((path for path in candidates if path.is_file() and _names_a_video(path)), None)
@@ -97,7 +128,7 @@ def _table_of(folder: Path) -> Path | None:
 def _names_a_video(table: Path) -> bool:
     """Whether a row names a file that exists; a CSV or TSV file that cannot be read counts, so that its error is seen."""
     try:
-        rows, columns = _rows(table)
+        _, rows, columns = _rows(table)
     except DataError:
         return table.suffix.lower() in (".csv", ".tsv")
     names_in = lru_cache(_names)
@@ -105,8 +136,8 @@ def _names_a_video(table: Path) -> bool:
     return any(os.path.isfile(_resolve(table.parent, name, names_in)) for name in named)
 
 
-def _rows(table: Path) -> tuple[list[tuple[int, list[str]]], dict[str, int]]:
-    """(line number, fields) of every row that is not empty, and the place of each known column."""
+def _rows(table: Path) -> tuple[list[str], list[tuple[int, list[str]]], dict[str, int]]:
+    """The header (or []), (line number, fields) of every row that is not empty, and the place of each known column."""
     try:
         text = table.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -126,16 +157,16 @@ def _rows(table: Path) -> tuple[list[tuple[int, list[str]]], dict[str, int]]:
         rows = [(i, _split_spaces(line)) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not rows:
         raise DataError(f"{table} is empty: wanted a header such as `path,label` and one row per video")
-    columns = _header(rows[0][1])
+    columns, header = _header(rows[0][1]), []
     if columns:
-        rows = rows[1:]
+        header, rows = rows[0][1], rows[1:]
         if not rows:
             raise DataError(f"{table} has a header but no row: wanted one row per video")
         if "path" not in columns:
             raise DataError(f"{table} has the columns {', '.join(columns)}, but none called path (or file, video, ...)")
     else:
         columns = _columns_without_header(table, [row for _, row in rows])
-    return rows, columns
+    return header, rows, columns
 
 
 def _delimiter(text: str) -> str:

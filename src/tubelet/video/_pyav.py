@@ -286,3 +286,13 @@ class _Crop:
             self.graph.link_nodes(source, crop, self.graph.add("buffersink")).configure()
         self.graph.vpush(frame)
         return self.graph.vpull()
+
+
+def all_frames(
+    path: str, index: Index, size: tuple[int, int], interpolation: Interpolation = "bilinear"
+) -> Iterator[np.ndarray]:
+    """Every frame of a sequential decode, one at a time: (H, W, 3) RGB uint8 of `size` (H, W), as shown. VideoError."""
+    for number, frame in _from_start(path, list(range(len(index.seconds)))):
+        part = _Part(index, np.array([number]), None, size, interpolation)
+        part.take(number, frame)
+        yield part.frames[0]
