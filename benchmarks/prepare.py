@@ -1,0 +1,155 @@
+"""How long one training clip takes from the file as it is, and from the copy that `tubelet prepare` makes of it.
+
+    python benchmarks/prepare.py [--rounds 15] [--json FILE] [--videos FILE ...]
+
+A clip is 16 frames at stride 4 from a random start (`stride`), or one frame of each sixteenth (`segments`), a random-resized
+crop to 224 pixels. "research recipe" stands in for the original code: plain PyAV decodes everything up to the window's end,
+PIL cuts and resizes every wanted frame, and the worker makes floats of them and normalises. "original" is our exact path from
+the same file, "prepared" and "prepared, every frame a key frame" (`--gop-frames 1`) the same code on the copies. CPU time of
+one thread, one process, all interleaved on the same clips, medians; the ratios hold better than the milliseconds. The videos
+are made here, ten seconds of a moving texture, unless others are named. Sizes and PSNR are those that the command prints.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from PIL import Image
+
+from tubelet.prepare import PrepareConfig, prepare
+from tubelet.records import IMAGENET_MEAN, IMAGENET_STD, ClipSpec
+from tubelet.video.augment import AugmentConfig, augment, decode_short_side
+from tubelet.video.decode import decode, probe
+from tubelet.video.sample import train_indices
+from tubelet.video.write import write_video
+
+MADE = {"320p": (240, 320), "720p": (720, 1280)}
+FRAMES = 300  # ten seconds at 30 frames a second
+COPIES = {"prepared": PrepareConfig(), "prepared, every frame a key frame": PrepareConfig(gop_frames=1)}
+AUGMENT = AugmentConfig()
+Task = Callable[[str, np.ndarray, ClipSpec, int], object]
+
+
+def moving_texture(frames: int, height: int, width: int) -> torch.Tensor:
+    """uint8 (T,3,H,W): a sharp random texture that slides, with some noise, so that it compresses like video does."""
+    generator = torch.Generator().manual_seed(0)
+    small = torch.rand(3, 1, height // 8 + 40, width // 8 + 40, generator=generator)
+    texture = torch.nn.functional.interpolate(small, scale_factor=8, mode="bilinear")[:, 0] * 255
+    clip = torch.empty(frames, 3, height, width, dtype=torch.uint8)
+    for t in range(frames):
+        part = texture[:, t % 300 : t % 300 + height, 2 * t % 300 : 2 * t % 300 + width]
+        clip[t] = (part + 4 * torch.randn(1, height, width, generator=generator)).clamp(0, 255).to(torch.uint8)
+    return clip
+
+
+def ours(path: str, numbers: np.ndarray, spec: ClipSpec, seed: int) -> object:
+    """What the loader does for a clip (`loading._BatchMaker`): uint8 (T,3,224,224)."""
+    short_side = decode_short_side(spec, AUGMENT)
+    frames = decode(path, numbers, short_side=short_side, interpolation=spec.interpolation).frames
+    return augment(frames, AUGMENT, spec, torch.Generator().manual_seed(seed))
+
+
+def research_recipe(path: str, numbers: np.ndarray, spec: ClipSpec, seed: int) -> object:
+    """float32 (T,3,224,224), normalised."""
+    wanted, images = set(numbers.tolist()), []
+    with av.open(path) as container:
+        container.streams.video[0].codec_context.thread_count = 1
+        for number, frame in enumerate(container.decode(video=0)):
+            if number in wanted:
+                images.append(frame.to_image())
+            if number == numbers[-1]:
+                break
+    random = np.random.default_rng(seed)
+    width, height = images[0].size
+    area, ratio = random.uniform(0.5, 1) * width * height, np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3)))
+    w, h = min(width, round((area * ratio) ** 0.5)), min(height, round((area / ratio) ** 0.5))
+    left, top = random.integers(width - w + 1), random.integers(height - h + 1)
+    box = (left, top, left + w, top + h)
+    size = (spec.size, spec.size)
+    pixels = np.stack([np.asarray(image.crop(box).resize(size, Image.Resampling.BILINEAR)) for image in images])
+    floats = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    return (floats - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--videos", type=Path, nargs="+", default=[])
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows: list[dict[str, object]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        sources = {path.name: path for path in args.videos} or make(Path(folder) / "sources")
+        for name, path in sources.items():
+            rows += measure(name, path, Path(folder) / "copies" / name, args.rounds)
+    if args.json:
+        about = {
+            "name": "prepare",
+            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "versions": {"python": platform.python_version(), "av": av.__version__, "torch": torch.__version__},
+        }
+        args.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+
+
+def make(folder: Path) -> dict[str, Path]:
+    folder.mkdir()
+    for name, (height, width) in MADE.items():
+        clip = moving_texture(FRAMES, height, width)
+        write_video(folder / f"{name}.mp4", clip, fps=30, crf=23, preset="medium", gop_frames=250)
+    return {name: folder / f"{name}.mp4" for name in MADE}
+
+
+def measure(name: str, path: Path, folder: Path, rounds: int) -> list[dict[str, object]]:
+    """Rows of one source, printed too: how large each copy is and how fast clips are cut from it."""
+    files, facts = {"research recipe": str(path), "original": str(path)}, {}
+    for copy, config in COPIES.items():
+        facts[copy] = prepare(path, folder / copy, config, workers=1).made[0]
+        files[copy] = str(folder / copy / facts[copy].path)
+    times: dict[tuple[str, str], list[float]] = {}
+    count = probe(path).frame_count
+    specs = {"stride": ClipSpec(sampling="stride"), "segments": ClipSpec(sampling="segments")}
+    for number in range(-1, rounds):  # the first warms up: files are indexed once
+        for sampling, spec in specs.items():
+            numbers, _ = train_indices(count, spec, torch.Generator().manual_seed(number + 1))
+            for task, file in files.items():
+                cut: Task = research_recipe if task == "research recipe" else ours
+                start = time.thread_time()
+                cut(file, numbers, spec, number + 1)
+                if number >= 0:
+                    times.setdefault((sampling, task), []).append(1000 * (time.thread_time() - start))
+    rows: list[dict[str, object]] = []
+    for (sampling, task), values in times.items():
+        ratios = [slow / fast for slow, fast in zip(times[sampling, "research recipe"], values, strict=True)]
+        row: dict[str, object] = {
+            "source": name,
+            "sampling": sampling,
+            "task": task,
+            "ms": round(statistics.median(values), 2),
+            "times_research_recipe": round(statistics.median(ratios), 2),
+            "bytes": os.path.getsize(files[task]),
+            "psnr_db": facts[task].psnr_db if task in facts else None,
+        }
+        rows.append(row)
+        quality = f", PSNR {row['psnr_db']:.1f} dB" if task in facts else ""
+        print(
+            f"{name}, {sampling}: {task:34s} {row['ms']:8.1f} ms a clip {row['times_research_recipe']:7.2f} x the recipe, "
+            f"{os.path.getsize(files[task]) / 1e6:.2f} MB{quality}",
+            flush=True,
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    main()
