@@ -56,7 +56,7 @@ def full(folder: Path, seed: int = 0) -> Demo:
     Command: `tubelet demo --full`. Cost: meant for an hour on 2 cores. The aim is 95 %; it has not been run to the end yet.
     """
     model = {**MODEL, "width": 128, "depth": 6}
-    return _demo(folder, tuple(MOTIONS), seed, train=200, val=25, unlabelled=6000, steps=9000, fine_steps=4000, model=model)
+    return _demo(folder, tuple(MOTIONS), seed, train=300, val=50, unlabelled=6000, steps=10000, fine_steps=5000, model=model)
 
 
 def _demo(

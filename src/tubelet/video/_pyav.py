@@ -292,7 +292,7 @@ def all_frames(
     path: str, index: Index, size: tuple[int, int], interpolation: Interpolation = "bilinear"
 ) -> Iterator[np.ndarray]:
     """Every frame of a sequential decode, one at a time: (H, W, 3) RGB uint8 of `size` (H, W), as shown. VideoError."""
-    for number, frame in _from_start(path, list(range(len(index.seconds)))):
+    for number, frame in _from_start(path, list(range(len(index.seconds))), approximate=False):
         part = _Part(index, np.array([number]), None, size, interpolation)
         part.take(number, frame)
         yield part.frames[0]
