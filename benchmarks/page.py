@@ -168,7 +168,7 @@ def svg(figure: Figure) -> str:
     figure.patch.set(alpha=1, facecolor=LIGHT.page)
     buffer = io.StringIO()
     nothing: dict[str, Any] = {"Date": None, "Creator": None}
-    with matplotlib.rc_context({"svg.hashsalt": "tubelet"}):
+    with matplotlib.rc_context({"svg.hashsalt": "tubelet", "svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", metadata=nothing)
     return re.sub(r"[ \t]+$", "", buffer.getvalue(), flags=re.MULTILINE)
 
