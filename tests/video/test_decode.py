@@ -609,6 +609,26 @@ def test_torchcodec_gives_the_same_frames_or_says_how_to_install_it(tmp_path: Pa
         assert torch.equal(ours.seconds, theirs.seconds)
 
 
+@pytest.mark.skipif(not odd_files(), reason=f"no collection of odd files at {ODD_FILES}")
+def test_torchcodec_gives_the_same_frames_of_odd_files() -> None:
+    try:
+        import torchcodec.decoders  # noqa: F401
+    except (ImportError, OSError, RuntimeError):
+        pytest.skip("torchcodec, an extra that needs FFmpeg's shared libraries, cannot be imported here")
+    compared = 0
+    for name in odd_files():
+        try:
+            count = probe(ODD_FILES / name).frame_count
+            ours = decode(ODD_FILES / name, [0, count // 2, count - 1])
+        except VideoError:
+            continue
+        theirs = decode(ODD_FILES / name, [0, count // 2, count - 1], backend="torchcodec")
+        assert (ours.frames.float() - theirs.frames.float()).abs().mean() < 2, name
+        assert torch.equal(ours.seconds, theirs.seconds), name
+        compared += 1
+    assert compared > 50
+
+
 def random_boxes(height: int, width: int, count: int, seed: int) -> list[tuple[int, int, int, int]]:
     """Boxes inside a frame: any corner, odd ones too, one of them a single pixel and one the whole frame."""
     rng = np.random.default_rng(seed)

@@ -29,7 +29,10 @@ def read_frames(
     try:
         from torchcodec.decoders import VideoDecoder
     except (ImportError, OSError, RuntimeError) as error:  # without FFmpeg's libraries its import raises RuntimeError
-        raise MissingExtraError("backend 'torchcodec' cannot be imported: pip install 'tubelet[torchcodec]'") from error
+        raise MissingExtraError(
+            "backend 'torchcodec' cannot be imported: pip install 'tubelet[torchcodec]' and FFmpeg's shared libraries "
+            "(Debian: apt install ffmpeg)"
+        ) from error
     if approximate:
         return _pyav.read_frames(path, index, cuts, size, interpolation, approximate)
     wanted, places = np.unique(np.concatenate([numbers for numbers, _ in cuts]), return_inverse=True)
