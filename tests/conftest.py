@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Several test processes share the cores. Set before torch is imported, and inherited by the processes that tests start.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -11,6 +12,9 @@ os.environ["MPLBACKEND"] = "Agg"
 import pytest
 import torch
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tubelet.records import Example
 
 # Everybody runs the same examples, and a slow machine is no failure. To look for new ones: HYPOTHESIS_PROFILE=search.
 settings.register_profile("same", derandomize=True, deadline=None)
@@ -36,6 +40,23 @@ def motion_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("motion")
     return write_motion_set(folder, ("translate_left", "translate_right"), train=4, val=2, unlabelled=4, frames=16, size=32)
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> "Example":
+    """120 frames of which the last quarter cannot be decoded, which only those who decode it find out."""
+    from tubelet.records import Example
+    from tubelet.video._index import read_index
+    from tubelet.video.write import write_video
+
+    path = tmp_path / "damaged.mp4"
+    write_video(path, torch.randint(256, (120, 3, 32, 32), dtype=torch.uint8), fps=10)
+    index, data = read_index(str(path)), bytearray(path.read_bytes())
+    assert index.offset is not None
+    for start, size in zip(index.offset[90:].tolist(), index.size[90:].tolist(), strict=True):
+        data[start + 6 : start + size] = b"\xff" * (size - 6)  # the header of a packet, read without decoding, stays
+    path.write_bytes(data)
+    return Example(str(path), "damaged")
 
 
 @pytest.fixture(scope="session")

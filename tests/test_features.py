@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tubelet import datasets, features, models
-from tubelet.errors import CheckpointError, ConfigError, DataError
+from tubelet.errors import CheckpointError, ConfigError, DataError, VideoError
 from tubelet.loading import load_views
 from tubelet.records import ClipSpec, Example
 
@@ -77,6 +77,21 @@ def test_unreadable_videos_are_left_out_and_named(model, examples, tmp_path):
     with pytest.raises(DataError, match="no video could be read"):
         features.write_parquet(path, features.embed(model, [bad]), model)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("per", ["video", "clip"])
+def test_a_long_video_that_is_damaged_in_the_middle_gives_nothing(model, examples, damaged, monkeypatch, per):
+    """Not even the views whose portions were whole: a mean over them would pass for that of the video."""
+    monkeypatch.setattr("tubelet.loading.PORTION_BYTES", 1)
+    missing: list[tuple[str, str]] = []
+    several = [examples[0], damaged, examples[1]]
+    rows = list(features.embed(model, several, per, 12, 2, on_missing=lambda *pair: missing.append(pair)))
+    plain = list(features.embed(model, examples[:2], per, 12, 2))
+    assert [row.id for row in rows] == [row.id for row in plain] and [id for id, _ in missing] == ["damaged"]
+    for ours, theirs in zip(rows, plain, strict=True):
+        torch.testing.assert_close(ours.vector, theirs.vector)
+    with pytest.raises(VideoError, match="damaged"):
+        features.embed_video(model, damaged.path, 12)
 
 
 def test_an_old_file_survives_a_failed_write(model, examples, tmp_path):

@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -15,7 +17,18 @@ from hypothesis import strategies as st
 
 from tubelet._frame_cache import FrameCache, decoded_bytes, estimated_bytes, free_bytes
 from tubelet.errors import ConfigError, DataError, VideoError
-from tubelet.loading import AHEAD_BYTES, LoaderConfig, TrainLoader, derive, generator_for, in_order, load_views, view_batches
+from tubelet.loading import (
+    AHEAD_BYTES,
+    PORTION_BYTES,
+    LoaderConfig,
+    TrainLoader,
+    derive,
+    each_view,
+    generator_for,
+    in_order,
+    load_views,
+    view_batches,
+)
 from tubelet.records import Batch, ClipSpec, Dataset, Example
 from tubelet.video.augment import AugmentConfig, augment, cached_short_side, crop_views
 from tubelet.video.decode import decode, frame_times, probe
@@ -278,6 +291,61 @@ def test_view_batches_are_the_views_of_all_in_order(videos, bad, workers, batch_
 def test_view_batches_without_classes_or_examples(videos):
     assert next(view_batches(videos.examples, (), SPEC)).labels is None
     assert list(view_batches((), (), SPEC)) == []
+
+
+@pytest.mark.parametrize("background", ["keep", "subtract"])
+@pytest.mark.parametrize("clips_together", [1, 3])
+def test_portions_change_nothing(videos, bad, monkeypatch, background, clips_together):
+    spec = ClipSpec(frames=4, stride_frames=2, size=16, background=background)
+    examples = (*videos.examples, bad[0])
+    whole = list(view_batches(examples, ("a",), spec, 10, 2, 7, 0))
+    monkeypatch.setattr("tubelet.loading.PORTION_BYTES", clips_together * 2 * 4 * 16 * 16 * 3)
+    for workers in (0, 3):
+        assert_equal(list(view_batches(examples, ("a",), spec, 10, 2, 7, workers)), whole)
+    views = [view.frames for example in videos.examples for view in each_view(example, spec, 10, 2)]
+    assert torch.equal(torch.stack(views), torch.cat([batch.frames for batch in whole]))
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_damage_that_a_later_portion_meets_is_named_once_after_the_views_before_it(videos, damaged, monkeypatch, workers):
+    monkeypatch.setattr("tubelet.loading.PORTION_BYTES", 1)
+    good = videos.examples[:2]
+    for batch_size in (4, 100):
+        batches = list(view_batches((good[0], damaged, good[1]), (), SPEC, 12, 1, batch_size, workers))
+        assert [id for batch in batches for id, _ in batch.skipped] == ["damaged"]
+        (reason,) = (reason for batch in batches for _, reason in batch.skipped)
+        assert reason.startswith(f"{damaged.path}: damaged")
+        named = next(i for i, batch in enumerate(batches) if batch.skipped)
+        given = [i for i, batch in enumerate(batches) if "damaged" in batch.ids]
+        assert all(i < named for i in given) and bool(given) == (batch_size == 4)
+        ids = [id for batch in batches for id in batch.ids if id != "damaged"]
+        assert ids == [good[0].id] * 12 + [good[1].id] * 12
+
+
+PEAK = """
+import resource, sys
+from tubelet.loading import each_view, view_batches
+from tubelet.records import ClipSpec, Example
+spec, windows, count = ClipSpec(frames=16, stride_frames=2, size=112), int(sys.argv[2]), 0
+for batch in view_batches([Example(sys.argv[1], "x")], (), spec, windows, workers=0):
+    count += len(batch.ids)
+for view in each_view(sys.argv[1], spec, windows):
+    count += 1
+assert count == 2 * windows
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="peak memory is asked of POSIX")
+def test_memory_does_not_grow_with_the_views_of_a_video(tmp_path):
+    """800 views are 482 MB of frames, 50 are 30 MB: more than one portion is never held, beside the batch."""
+    frames = torch.randint(256, (1, 3, 400, 40, 40), dtype=torch.uint8)[0].transpose(0, 1)
+    write_video(tmp_path / "long.mp4", frames, fps=30)
+    few, many = (
+        int(subprocess.run([sys.executable, "-c", PEAK, tmp_path / "long.mp4", str(n)], capture_output=True, check=True).stdout)
+        for n in (50, 800)
+    )
+    assert many - few < 1.5 * PORTION_BYTES < 0.25 * 750 * 16 * 112 * 112 * 3
 
 
 def test_a_cache_keeps_to_its_budget_or_says_so(videos):

@@ -9,7 +9,7 @@ import torch
 
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.evaluate.multiview import crops_of
-from tubelet.loading import load_views
+from tubelet.loading import each_view
 from tubelet.models._model import Model
 from tubelet.video.decode import probe
 
@@ -61,11 +61,13 @@ def predict(model: Model, path: str | Path, clips: int = 5, crops: int | None = 
         raise ConfigError(f"top is {top}: ask for 1 class or more")
     crops = crops_of(model.spec, crops)
     started = time.perf_counter()
-    frames, seconds = load_views(path, model.spec, clips, crops)  # (V,T,C,H,W), (V,T)
     model.eval()
     device = next(model.parameters()).device
-    # One view at a time: memory stays that of one clip, and on one file nothing is won by a batch.
-    views = [model(view[None].to(device))["logits"][0].double().softmax(dim=0).cpu() for view in frames]
+    # One view at a time: memory stays flat, and on one file nothing is won by a batch.
+    views, seconds = [], []
+    for view in each_view(path, model.spec, clips, crops):
+        views.append(model(view.frames[None].to(device))["logits"][0].double().softmax(dim=0).cpu())
+        seconds.append(view.seconds)
     probabilities = torch.stack(views).mean(dim=0)
     if not torch.isfinite(probabilities).all():
         raise CheckpointError(f"the model answers NaN for {path}: its weights are broken; try an earlier checkpoint of the run")

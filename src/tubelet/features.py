@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tubelet.errors import CheckpointError, ConfigError, DataError
 from tubelet.evaluate.multiview import View, videos, views
+from tubelet.loading import each_view
 from tubelet.models._model import Model
 from tubelet.records import Example
 
@@ -47,7 +48,7 @@ def embed(
     """Features of the readable Examples one after another, in their order; on_missing(id, reason) for the others.
 
     per "video": one Feature, the mean over `clips` windows spread evenly. per "clip": one Feature for each of the
-    windows. Nothing but the current batch is held in memory.
+    windows. Memory does not grow with the frames of a video: batches of them are held, and the current video's vectors.
     """
     if per not in ("video", "clip"):
         raise ConfigError(f"features per {per!r}: it must be 'video' or 'clip'")
@@ -64,13 +65,11 @@ def feature(view: View) -> Feature:
 
 def embed_video(model: Model, path: str | Path, clips: int = 5) -> Tensor:
     """float32 (D,) of one video file: the mean over `clips` windows. VideoError when it cannot be decoded."""
-    from tubelet.loading import load_views
-
-    frames, _ = load_views(path, model.spec, clips, 1)
     model.eval()
     device = next(model.parameters()).device
     with torch.no_grad():
-        vectors = [model(frames[i : i + 1].to(device))["embedding"][0].double().cpu() for i in range(len(frames))]
+        found = each_view(path, model.spec, clips)
+        vectors = [model(view.frames[None].to(device))["embedding"][0].double().cpu() for view in found]
     return torch.stack(vectors).mean(dim=0).float()
 
 

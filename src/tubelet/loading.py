@@ -38,6 +38,7 @@ from tubelet.video.sample import span_frames, train_indices, view_indices
 Made = TypeVar("Made")
 MAX_WORKERS = 16
 AHEAD_BYTES = 256_000_000  # of frames that workers may have ready or in the making before they are asked for
+PORTION_BYTES = 64_000_000  # of one video's views made together: 26 of 16 frames of 224 pixels, usually all of them
 MAX_DECODING_THREADS = 4  # more would wait for the interpreter between packets: processes then
 
 
@@ -195,7 +196,7 @@ class _BatchMaker(TorchDataset[Batch]):
 
     @property
     def clip_bytes(self) -> int:
-        return self.spec.frames * self.spec.size**2 * 3
+        return _view_bytes(self.spec)
 
     def room(self, pinned: bool = False) -> Tensor:
         """Memory for the frames of a batch, uint8 (B,T,H,W,C)."""
@@ -306,9 +307,17 @@ def load_views(source: str | Path | Example, spec: ClipSpec, clips: int = 1, cro
 
     Views of one clip follow each other. VideoError where the video cannot be read, ConfigError where V would be 0.
     """
+    return _stack(list(each_view(source, spec, clips, crops)), spec)
+
+
+def each_view(source: str | Path | Example, spec: ClipSpec, clips: int = 1, crops: int = 1) -> Iterator[Clip]:
+    """The views of `load_views` one after another, each a Clip of (T,C,size,size); memory stays flat, however many there are.
+
+    Errors as there. In a damaged video some views may come before the error does.
+    """
     _check_least(1, clips=clips, crops=crops)
-    frames, seconds, _ = _views(_example(source), spec, clips, crops)
-    return frames, seconds
+    for portion in _portions(spec, clips, crops):
+        yield from _views(_example(source), spec, clips, crops, portion)[0]
 
 
 def view_batches(
@@ -320,49 +329,69 @@ def view_batches(
     batch_size: int = 8,
     workers: int | None = None,
 ) -> Iterator[Batch]:
-    """Batches of the evaluation views of every Example, in order; memory stays flat.
+    """Batches of the evaluation views of every Example, in order; memory stays flat, however long or many the videos are.
 
     The clips*crops views of one Example follow each other (clip by clip) and may spread over batches. Labels are
     indices into `classes`, -1 for a label that is not among them, None when no class is given. Examples that cannot be
-    read are named in `Batch.skipped` of the batch they would have been in; the last batch may hold nothing else.
+    read are named once in `Batch.skipped` of the batch they would have been in; the last batch may hold nothing else.
     ConfigError where a number is too small.
+
+    Views beyond PORTION_BYTES are decoded in portions. Where only a later one meets the damage of an Example, some of its views
+    were in batches before the one that names it: they must not be used (`evaluate.multiview.views` drops them).
     """
     _check_least(1, clips=clips, crops=crops, batch_size=batch_size)
     workers = _cores() if workers is None else workers
     _check_least(0, workers=workers)
     class_index = {name: i for i, name in enumerate(classes)}
+    portions = _portions(spec, clips, crops)
 
-    def load(example: Example) -> tuple[Example, tuple[Tensor, Tensor, int] | str]:
-        try:
-            return example, _views(example, spec, clips, crops)
-        except VideoError as error:
-            return example, str(error)
+    def load(job: tuple[_Viewed, range]) -> tuple[_Viewed, tuple[list[Clip], bool] | None]:
+        video, portion = job
+        if not video.problem:
+            try:
+                return video, _views(video.example, spec, clips, crops, portion)
+            except VideoError as error:
+                video.problem = str(error)
+        return video, None
 
-    waiting: deque[tuple[Tensor, Tensor, Example]] = deque()
+    waiting: deque[tuple[Clip, Example, bool]] = deque()
     skipped: list[tuple[str, str]] = []
-    padded = 0
 
     def batch() -> Batch:
-        nonlocal skipped, padded
+        nonlocal skipped
         taken = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
-        frames, seconds = _stack([item[0] for item in taken], [item[1] for item in taken], spec)
+        frames, seconds = _stack([clip for clip, _, _ in taken], spec)
         labels = None
         if classes:
-            labels = torch.tensor([class_index.get(item[2].label or "", -1) for item in taken], dtype=torch.int64)
-        made = Batch(frames, seconds, [item[2].id for item in taken], labels, skipped, padded)
-        skipped, padded = [], 0
+            labels = torch.tensor([class_index.get(example.label or "", -1) for _, example, _ in taken], dtype=torch.int64)
+        ids = [example.id for _, example, _ in taken]
+        made = Batch(frames, seconds, ids, labels, skipped, sum(padded for _, _, padded in taken))
+        skipped = []
         return made
 
-    for example, loaded in in_order(load, examples, workers, clips * crops * spec.frames * spec.size**2 * 3):
-        if isinstance(loaded, str):
-            skipped.append((example.id, loaded))
+    jobs = ((video, portion) for video in map(_Viewed, examples) for portion in portions)
+    dropped: _Viewed | None = None
+    for video, made in in_order(load, jobs, workers, len(portions[0]) * crops * _view_bytes(spec)):
+        if made is None:
+            if video is not dropped:
+                dropped = video
+                while waiting and waiting[-1][1] is video.example:
+                    waiting.pop()
+                skipped.append((video.example.id, video.problem))
             continue
-        padded += loaded[2]
-        waiting.extend((frames, seconds, example) for frames, seconds in zip(*loaded[:2], strict=True))
+        waiting.extend((clip, video.example, made[1]) for clip in made[0])
         while len(waiting) >= batch_size:
             yield batch()
     if waiting or skipped:
         yield batch()
+
+
+@dataclass
+class _Viewed:
+    """An Example whose views are made in portions; none is begun after a problem."""
+
+    example: Example
+    problem: str = ""
 
 
 Item = TypeVar("Item")
@@ -410,19 +439,28 @@ def _permutation(count: int, seed: int, epoch: int) -> list[int]:
     return order
 
 
-def _views(example: Example, spec: ClipSpec, clips: int, crops: int) -> tuple[Tensor, Tensor, int]:
-    """Frames (V,T,C,size,size), seconds (V,T) and how many of the V views are padded, from one decode."""
+def _portions(spec: ClipSpec, clips: int, crops: int) -> list[range]:
+    """The clips of one video in stretches whose views take about PORTION_BYTES, or are those of one clip."""
+    step = max(1, PORTION_BYTES // (crops * _view_bytes(spec)))
+    return [range(first, min(first + step, clips)) for first in range(0, clips, step)]
+
+
+def _view_bytes(spec: ClipSpec) -> int:
+    return spec.frames * spec.size**2 * 3
+
+
+def _views(example: Example, spec: ClipSpec, clips: int, crops: int, portion: range) -> tuple[list[Clip], bool]:
+    """The views (T,C,size,size) of those of the `clips` clips that are in `portion`, from one decode; are they padded?"""
     count, part = _extent(example, None)
     with _naming(example):
-        windows = view_indices(count, spec, clips, part)
+        windows = view_indices(count, spec, clips, part)[portion.start : portion.stop]
     info = probe(example.path)
     boxes = view_boxes(info.height, info.width, spec, crops)
     cuts = [(window, box) for window, _ in windows for box in boxes]
     views = decode_cuts(example.path, cuts, (spec.size, spec.size), interpolation=spec.interpolation, id=example.id)
-    frames = torch.stack([view.frames.permute(0, 2, 3, 1) for view in views]).permute(0, 1, 4, 2, 3)
     if spec.background == "subtract":
-        frames = subtract_background(frames)
-    return frames, torch.stack([view.seconds for view in views]), sum(padded for _, padded in windows) * crops
+        views = [replace(view, frames=subtract_background(view.frames)) for view in views]
+    return views, windows[0][1]
 
 
 def _check_least(least: int, **values: int) -> None:
@@ -471,13 +509,14 @@ def _neighbourhood(count: int, part: tuple[int, int] | None, frames: int, genera
     return start, start + frames
 
 
-def _stack(frames: list[Tensor], seconds: list[Tensor], spec: ClipSpec) -> tuple[Tensor, Tensor]:
-    if not frames:
+def _stack(clips: list[Clip], spec: ClipSpec) -> tuple[Tensor, Tensor]:
+    """Frames (V,T,C,size,size) and seconds (V,T) of V clips, even of none."""
+    if not clips:
         shape = (0, spec.frames, 3, spec.size, spec.size)
         return torch.empty(shape, dtype=torch.uint8), torch.empty(0, spec.frames, dtype=torch.float64)
     # (T,H,W,C) order in memory whatever made the clips: the order of sums in a model must not depend on it.
-    pixels = torch.stack([clip.permute(0, 2, 3, 1) for clip in frames]).permute(0, 1, 4, 2, 3)
-    return pixels, torch.stack(seconds)
+    pixels = torch.stack([clip.frames.permute(0, 2, 3, 1) for clip in clips]).permute(0, 1, 4, 2, 3)
+    return pixels, torch.stack([clip.seconds for clip in clips])
 
 
 def _cores() -> int:

@@ -65,16 +65,23 @@ def views(
     workers: int | None = None,
     on_missing: Callable[[str, str], None] | None = None,
 ) -> Iterator[View]:
-    """Every view of every readable Example, video by video; on_missing(id, reason) is called for those that are not."""
+    """Every view of every readable Example, video by video; on_missing(id, reason) is called for those that are not.
+
+    The views of a video come when its last one is done (their vectors wait in memory, the frames do not): a long video may
+    prove to be damaged in the middle, and then gives none.
+    """
     by_id = {example.id: example for example in examples}
     if len(by_id) != len(examples):
         raise DataError(f"{len(examples) - len(by_id)} of {len(examples)} videos share an id with another: read each only once")
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
+    held: list[View] = []  # of the video that is being read
     try:
         for batch in view_batches(examples, (), model.spec, clips, crops, batch_size, workers):
             for id, reason in batch.skipped:
+                if held and held[0].example.id == id:
+                    held = []
                 if on_missing is not None:
                     on_missing(id, reason)
             if not batch.ids:
@@ -83,7 +90,11 @@ def views(
             embeddings = out["embedding"].double().cpu()
             chances = out["logits"].double().softmax(dim=-1).cpu() if "logits" in out else [None] * len(batch.ids)
             for id, seconds, embedding, probabilities in zip(batch.ids, batch.seconds, embeddings, chances, strict=True):
-                yield View(by_id[id], seconds, embedding, probabilities)
+                if held and held[0].example.id != id:
+                    yield from held
+                    held = []
+                held.append(View(by_id[id], seconds, embedding, probabilities))
+        yield from held
     finally:
         model.train(was_training)
 

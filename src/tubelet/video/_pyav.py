@@ -227,6 +227,8 @@ class _Part:
                 for place in places:
                     self.frames[place] = picture
             self.held = []
+        if not self.left:  # of many cuts only those that are not whole yet take memory beyond their pixels
+            del self.rows, self.converter, self.crop
 
     def whole(self) -> Tensor:
         assert not self.left, f"{self.left} frames never came"
