@@ -288,6 +288,23 @@ def test_other_settings_in_a_run_folder_are_named(pretrain_config: Make) -> None
     assert train(pretrain_config(run__log_every=1, loader__workers=1)) == run  # what decides nothing may change
 
 
+@pytest.mark.parametrize(("name", "value"), [("cache", "off"), ("approximate", True)])
+def test_where_the_pixels_come_from_may_not_change_on_the_way(pretrain_config: Make, name: str, value: object) -> None:
+    """Clips cut from cached frames, and approximate ones, have other pixels."""
+    train(pretrain_config())
+    with pytest.raises(
+        ConfigError, match=rf"holds a run with other settings: loader\.{name} was .*, is {value!r}\. Choose another"
+    ):
+        train(pretrain_config(**{f"loader__{name}": value}))
+
+
+def test_the_plan_says_how_videos_are_decoded(pretrain_config: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    train(pretrain_config("exact", optim__steps=1))
+    assert "approximately" not in capsys.readouterr().err
+    train(pretrain_config("fast", optim__steps=1, loader__approximate=True, loader__cache="off"))
+    assert "decoded as needed, approximately (no deblocking)" in capsys.readouterr().err
+
+
 def test_other_videos_in_a_run_folder_are_noticed(motion_folder: Path, pretrain_config: Make, tmp_path: Path) -> None:
     videos = tmp_path / "videos"
     shutil.copytree(motion_folder, videos)
