@@ -6,6 +6,7 @@ views follow the order of the Examples. T frames, C colours, H height, W width, 
 
 import hashlib
 import math
+import multiprocessing
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -160,8 +162,13 @@ class TrainLoader:
         )
         try:
             yield from _start(loader)
-        except RuntimeError as error:
-            dead = [int(position) for pid, position in maker.reading.tolist() if re.search(rf"\b{pid}\b", str(error))]
+        except (RuntimeError, OSError, EOFError) as error:
+            if isinstance(error, RuntimeError):
+                gone = {int(pid) for pid in re.findall(r"\d+", str(error))}
+            else:  # it died while a batch was fetched from it: the connection breaks before the process is quite gone
+                connection.wait([child.sentinel for child in multiprocessing.active_children()], timeout=5)
+                gone = set(maker.reading[:, 0].tolist()) - {0} - {child.pid for child in multiprocessing.active_children()}
+            dead = [int(position) for pid, position in maker.reading.tolist() if pid in gone]
             if not dead:
                 raise
             path = maker.example(dead[0])[0].path
