@@ -338,14 +338,14 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform ==
 
 @pytest.mark.skipif(os.name != "posix", reason="peak memory is asked of POSIX")
 def test_memory_does_not_grow_with_the_views_of_a_video(tmp_path):
-    """800 views are 482 MB of frames, 50 are 30 MB: more than one portion is never held, beside the batch."""
+    """800 views are 482 MB of frames, 50 are 30 MB: held are the portion being used up and the next."""
     frames = torch.randint(256, (1, 3, 400, 40, 40), dtype=torch.uint8)[0].transpose(0, 1)
     write_video(tmp_path / "long.mp4", frames, fps=30)
     few, many = (
         int(subprocess.run([sys.executable, "-c", PEAK, tmp_path / "long.mp4", str(n)], capture_output=True, check=True).stdout)
         for n in (50, 800)
     )
-    assert many - few < 1.5 * PORTION_BYTES < 0.25 * 750 * 16 * 112 * 112 * 3
+    assert many - few < 2 * PORTION_BYTES < 0.5 * 750 * 16 * 112 * 112 * 3
 
 
 def test_a_cache_keeps_to_its_budget_or_says_so(videos):
