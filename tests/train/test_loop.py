@@ -231,8 +231,8 @@ def test_bf16_keeps_norms_and_residual_in_float32(pretrain_config: Make, monkeyp
     inputs: list[torch.dtype] = []
     forward = _transformer.Block.forward
 
-    def watched(self: _transformer.Block, x: Tensor) -> Tensor:
-        y = forward(self, x)
+    def watched(self: _transformer.Block, x: Tensor, first: int = 0) -> Tensor:
+        y = forward(self, x, first)
         inputs.extend([x.dtype, y.dtype])
         return y
 
