@@ -17,18 +17,14 @@ largest relative one). Memory is the most that a process of its own holds during
 
 import argparse
 import itertools
-import json
-import multiprocessing
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from datetime import date
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+import measure
 import torch
-import transformers
 from torch import Tensor, nn
 from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVideoClassification
 
@@ -38,7 +34,6 @@ from tubelet.objectives import masked
 from tubelet.video.normalize import normalize
 
 CLASSES = 400
-STATUS = Path("/proc/self/status")  # Linux tells there what a process has held
 Step = Callable[[], Tensor]
 Case = tuple[str, str, ClipSpec, int, torch.device, str]  # kind, size, clips, batch, device, precision
 Way = Callable[[], Step]  # makes a model and gives its step
@@ -48,58 +43,62 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
     device, spec = torch.device(options.device), ClipSpec(frames=options.frames, size=options.pixels)
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
-    machine = f"{processor(device)}, {torch.get_num_threads()} threads"
-    print(f"{date.today()}  {machine}, {versions}\n{options.rounds} rounds, clips of {spec.frames}x{spec.size}x{spec.size}\n")
-    print("| step | other | ours ms | other ms | ratio | range | difference | our MB | other MB |\n|" + "---|" * 9)
     cases = list(itertools.product(options.steps, options.sizes, [spec], options.batch, [device], options.precision))
     # Before this process computes anything: a copy would use again what was freed, and seem to need less.
-    memory = {case: peak_memory(case) for case in cases if options.memory and device.type == "cpu" and STATUS.exists()}
-    rows = []
-    for case in cases:
-        rows.append({**compare(case, options.rounds), "memory_mb": memory.get(case, {})})
-        show(rows[-1])
-    if options.json:
-        record = {"name": "step", "date": str(date.today()), "machine": machine, "versions": versions, "rows": rows}
-        options.json.write_text(json.dumps(record, indent=1) + "\n")
+    memory = {case: peak_memory(case) for case in cases if options.memory and device.type == "cpu"}
+    rows = [row for case in cases for row in compare(case, options.rounds, memory.get(case, {}))]
+    measure.write(options.json, "infer" if options.steps == ["inference"] else "step", rows)
 
 
-def compare(case: Case, rounds: int) -> dict[str, Any]:
-    """One row of the table. All steps start from the same weights, so the first outcome must be equal."""
-    kind, size, _, batch, device, precision = case
+def compare(case: Case, rounds: int, memory: dict[str, float]) -> list[measure.Row]:
+    """One row for each of the others. All steps start from the same weights, so the first outcome must be equal."""
+    kind, size, spec, batch, device, precision = case
     steps = {name: way() for name, way in KINDS[kind](*case[1:]).items()}
     first = {name: step() for name, step in steps.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            seconds[name].append(timed(step, device))
-    others = [name for name in steps if name != "ours"]
-    ratios = {name: sorted(b / a for a, b in zip(seconds["ours"], seconds[name], strict=True)) for name in others}
-    return {
-        "name": f"{kind} {size}, batch {batch}, {precision}",
-        "ours_ms": statistics.median(seconds["ours"]),
-        "peers": {name: statistics.median(seconds[name]) for name in others},
-        "ratios": {name: statistics.median(values) for name, values in ratios.items()},
-        "ranges": {name: [values[0], values[-1]] for name, values in ratios.items()},
-        "difference": None if kind == "dual masking" else {name: apart(first["ours"], first[name]) for name in others},
-    }
-
-
-def show(row: dict[str, Any]) -> None:
-    memory = row["memory_mb"]
-    for name, milliseconds in row["peers"].items():
-        low, high = row["ranges"][name]
-        difference = f"{row['difference'][name]:.0e}" if row["difference"] else ""
-        held = " | ".join(f"{memory[which]:.0f}" if which in memory else "" for which in ("ours", name))
-        print(
-            f"| {row['name']} | {name} | {row['ours_ms']:.0f} | {milliseconds:.0f} | {row['ratios'][name]:.2f} "
-            f"| {low:.2f}-{high:.2f} | {difference} | {held} |",
-            flush=True,
-        )
+    seconds = measure.interleaved(steps, rounds, partial(clock, device))
+    rows = []
+    for name in [name for name in steps if name != "ours"]:
+        faster = measure.ratios(seconds[name], seconds["ours"])
+        row: measure.Row = {
+            "step": kind,
+            "model": f"{size} {spec.frames}x{spec.size}",
+            "clips": f"batch {batch}",
+            "precision": precision,
+            "beside": name,
+            "ours, ms": 1000 * statistics.median(seconds["ours"]),
+            "other, ms": 1000 * statistics.median(seconds[name]),
+            "ratio": statistics.median(faster),
+            "range": measure.spread(faster),
+        }
+        if memory:
+            row |= {"ours, peak MB": memory["ours"], "other, peak MB": memory[name]}
+        if kind != "dual masking":
+            row["difference"] = f"{apart(first['ours'], first[name]):.0e}"
+        rows.append(row)
+    return rows
 
 
 def apart(ours: Tensor, other: Tensor) -> float:
     return float((ours - other).abs().max() / other.abs().max())
+
+
+def clock(device: torch.device) -> float:
+    """Seconds: of this process's CPU time, which other processes hardly disturb, or on a GPU of wall time once it is done."""
+    if device.type != "cuda":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def peak_memory(case: Case) -> dict[str, float]:
+    """MB (10^6 bytes) by which two steps of each raise the most that a copy of this process holds."""
+    return {name: measure.alone(partial(twice, way))[1] / 1e6 for name, way in KINDS[case[0]](*case[1:]).items()}
+
+
+def twice(way: Way) -> float:
+    step = way()
+    step()
+    return float(step().sum())
 
 
 def pretraining(size: str, spec: ClipSpec, batch: int, device: torch.device, precision: str) -> dict[str, Way]:
@@ -123,7 +122,7 @@ def dual_masking(size: str, spec: ClipSpec, batch: int, device: torch.device, pr
     """Half of the tokens are not reconstructed (VideoMAE V2), beside reconstructing all that are hidden."""
     return {
         "ours": lambda: our_pretraining(size, spec, batch, device, precision, decoder_mask="running_cell"),
-        "ours, all reconstructed": lambda: our_pretraining(size, spec, batch, device, precision, decoder_mask=None),
+        "all reconstructed": lambda: our_pretraining(size, spec, batch, device, precision, decoder_mask=None),
     }
 
 
@@ -275,42 +274,6 @@ def tube(model: nn.Module, batch: int, device: torch.device) -> Tensor:
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
-def timed(step: Step, device: torch.device) -> float:
-    """Milliseconds of one step: of this process's CPU time, which other processes hardly disturb, or on a GPU of wall time."""
-    clock = time.perf_counter if device.type == "cuda" else time.process_time
-    begun = clock()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return 1000 * (clock() - begun)
-
-
-def peak_memory(case: Case) -> dict[str, float]:
-    """MB (10^6 bytes) by which two steps of each raise the most that a copy of this process holds."""
-    with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
-        return {name: pool.apply(held, (case, name)) for name in KINDS[case[0]](*case[1:])}
-
-
-def held(case: Case, name: str) -> float:
-    before = resident_peak()
-    step = KINDS[case[0]](*case[1:])[name]()
-    step(), step()
-    return resident_peak() - before
-
-
-def resident_peak() -> float:
-    """MB. Not getrusage, which counts what the parent held before it started this process."""
-    return int(STATUS.read_text().partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
-
-
-def processor(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def parse() -> argparse.Namespace:

@@ -165,6 +165,23 @@ def test_peers_take_the_frames_of_a_window(tmp_path: Path) -> None:
     assert torch.allclose(cut, wanted.view(1, 3, 1, 1).expand_as(cut), atol=0.05)
 
 
+@pytest.mark.parametrize("kind", ["pretraining", "dual masking", "inference"])
+def test_steps_beside_each_other_start_equal_and_give_rows_for_the_page(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="the other model")
+    from tubelet import ClipSpec
+
+    step = benchmark("step")
+    case = (kind, "tiny", ClipSpec(frames=4, size=64), 1, torch.device("cpu"), "fp32")
+    rows = step.compare(case, 1, {})
+    others = {"all reconstructed"} if kind == "dual masking" else {"transformers", "recipe"}
+    assert {row["beside"] for row in rows} == others
+    assert all(row["ratio"] == pytest.approx(row["other, ms"] / row["ours, ms"]) for row in rows)
+    if kind != "dual masking":
+        assert all(float(row["difference"]) < 1e-5 for row in rows)
+    measure.write(tmp_path / "step.json", "step", rows)
+    assert set(page.pages(tmp_path)) == {"index.md", "step.svg"}
+
+
 def figures(folder: Path, times: float) -> dict[str, str]:
     """The page of one benchmark with one peer that could not be run."""
     rows = [
