@@ -1,6 +1,6 @@
 """What one training clip costs from file to pixels: 16 frames at stride 4 from a random start, a random box as a 224 x 224 square.
 
-    python benchmarks/decode.py [--rounds 9] [--json FILE]
+    python benchmarks/decode.py [--rounds 9] [--quick] [--json FILE]
 
 CPU time of one thread, every task on the same clip in turn, medians over rounds: the ratios hold better than the milliseconds.
 Videos made here (240 and 720 lines, a key frame every 30 and every 250 frames) and, where ../shared/data lies beside the clone,
@@ -21,17 +21,14 @@ OpenCV, decord, torchcodec    each its own way to a frame number, then the crop 
 """
 
 import argparse
-import json
-import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 import av
+import measure
 import numpy as np
 import torch
 from PIL import Image
@@ -195,8 +192,9 @@ def torchcodec_task() -> Task:
     return task
 
 
-def tasks() -> dict[str, tuple[Task, int]]:
-    """Name -> (task, boxes it cuts). What cannot be imported is said and left out."""
+def tasks() -> tuple[dict[str, tuple[Task, int]], dict[str, str]]:
+    """({name: (task, boxes it cuts)}, {name: why it cannot be run})."""
+    unable = {}
     found: dict[str, tuple[Task, int]] = {
         "decode only": (decode_only, 1),
         "ours": (ours, 1),
@@ -215,12 +213,14 @@ def tasks() -> dict[str, tuple[Task, int]]:
         try:
             found[name] = (make(), 1)
         except (ImportError, OSError, RuntimeError) as error:
-            print(f"not measured: {name} ({str(error).splitlines()[0]})")
-    return found
+            unable[name] = f"not run: {str(error).splitlines()[0]}"
+    return found, unable
 
 
-def measure(paths: list[Path], chosen: dict[str, tuple[Task, int]], rounds: int) -> tuple[dict[str, float], dict[str, float]]:
-    """(median milliseconds of CPU time, mean difference to Pillow's pixels) of every task; one clip of one file a round."""
+def compare(
+    paths: list[Path], chosen: dict[str, tuple[Task, int]], rounds: int
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """(milliseconds of CPU time in each round, mean difference to Pillow's pixels) of every task; one clip of one file a round."""
     generator = torch.Generator().manual_seed(0)
     times: dict[str, list[float]] = {name: [] for name in chosen}
     differences: dict[str, list[float]] = {name: [] for name in chosen}
@@ -237,61 +237,46 @@ def measure(paths: list[Path], chosen: dict[str, tuple[Task, int]], rounds: int)
                 times[name].append(1000 * (time.process_time() - start))
             if clips is not None and clips[0].dtype == np.uint8:
                 differences[name].append(float(np.abs(clips[0].astype(int) - reference).mean()))
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    return medians, {name: statistics.mean(values) for name, values in differences.items() if values}
-
-
-def machine() -> str:
-    cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "cpu")
-    return f"{cpu.rpartition(': ')[2]}, {os.cpu_count()} cores, 1 thread used"
-
-
-def versions() -> dict[str, str]:
-    found = {name: metadata.version(name) for name in ("av", "torch", "numpy", "pillow")}
-    for name in ("transformers", "opencv-python-headless", "opencv-python", "decord", "torchcodec"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return times, {name: statistics.mean(values) for name, values in differences.items() if values}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--quick", action="store_true", help="one round of one video, to see that it works")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    chosen, rows = tasks(), []
+    chosen, unable = tasks()
+    rows: list[measure.Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        for name, (height, width, gop) in MADE.items():
+        for name, (height, width, gop) in list(MADE.items())[: 1 if args.quick else None]:
             path = Path(folder) / f"{height}_{gop}.mp4"
             write_video(path, moving_texture(FRAMES, height, width), fps=30, crf=23, preset="medium", gop_frames=gop)
-            rows += report(name, [path], chosen, args.rounds)
-        for name in REAL:
+            rows += report(name, [path], chosen, 1 if args.quick else args.rounds)
+        for name in () if args.quick else REAL:
             files = sorted((SHARED / name).rglob("*.mp4"))
             paths = [path for path in files if probe(path).frame_count >= span_frames(SPEC)][: args.rounds + 1]
             if not paths:
                 print(f"not measured: the videos of {name} are not beside the clone")
                 continue
             rows += report(name, paths, chosen, args.rounds)
-    if args.json:
-        about = {"name": "decode", "date": datetime.now(UTC).date().isoformat(), "machine": machine(), "versions": versions()}
-        args.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+    rows += [{"task": name, "note": why} for name, why in unable.items()]
+    measure.write(args.json, "decode", rows)
 
 
-def report(name: str, paths: list[Path], chosen: dict[str, tuple[Task, int]], rounds: int) -> list[dict[str, object]]:
-    milliseconds, differences = measure(paths, chosen, rounds)
-    print(name)
-    rows = []
-    for task, value in milliseconds.items():
-        base = "4 x recipe, one decode" if chosen[task][1] == 4 else "recipe (stand-in)"
-        faster = milliseconds[base] / value
-        pixels = f"   difference {differences[task]:.2f}" if task in differences else ""
-        print(f"  {task:24s} {value:8.1f} ms   {faster:5.2f} x {base}{pixels}")
-        row = {"videos": name, "task": task, "milliseconds": round(value, 2), "clips": chosen[task][1], "against": base,
-               "times_as_fast": round(faster, 3)}  # fmt: skip
-        rows.append(row | ({"difference": round(differences[task], 3)} if task in differences else {}))
+def report(name: str, paths: list[Path], chosen: dict[str, tuple[Task, int]], rounds: int) -> list[measure.Row]:
+    """A row for every task: beside the recipe that makes as many clips."""
+    times, differences = compare(paths, chosen, rounds)
+    rows: list[measure.Row] = []
+    for task, (_, clips) in chosen.items():
+        base = "4 x recipe, one decode" if clips == 4 else "recipe (stand-in)"
+        faster = measure.ratios(times[base], times[task])
+        row: measure.Row = {
+            "videos": name, "task": task, "ms": statistics.median(times[task]), "clips": clips, "against": base,
+            "times the recipe": statistics.median(faster), "range": measure.spread(faster),
+        }  # fmt: skip
+        rows.append(row | ({"difference": differences[task]} if task in differences else {}))
     return rows
 
 

@@ -1,6 +1,6 @@
 """How long one training clip takes from the file as it is, and from the copy that `tubelet prepare` makes of it.
 
-    python benchmarks/prepare.py [--rounds 15] [--json FILE] [--videos FILE ...]
+    python benchmarks/prepare.py [--rounds 15] [--json FILE] [--videos FILE ...] [--sizes 320p]
 
 A clip is 16 frames at stride 4 from a random start (`stride`), or one frame of each sixteenth (`segments`), a random-resized
 crop to 224 pixels. "research recipe" stands in for the original code: plain PyAV decodes everything up to the window's end,
@@ -11,30 +11,27 @@ are made here, ten seconds of a moving texture, unless others are named. Sizes a
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import av
+import measure
 import numpy as np
 import torch
 from PIL import Image
 
 from tubelet.prepare import PrepareConfig, prepare
 from tubelet.records import IMAGENET_MEAN, IMAGENET_STD, ClipSpec
-from tubelet.video.augment import AugmentConfig, augment, decode_short_side
-from tubelet.video.decode import decode, probe
+from tubelet.video.augment import AugmentConfig, draw_box, vary
+from tubelet.video.decode import decode_cuts, probe
 from tubelet.video.sample import train_indices
 from tubelet.video.write import write_video
 
 MADE = {"320p": (240, 320), "720p": (720, 1280)}
-FRAMES = 300  # ten seconds at 30 frames a second
 COPIES = {"prepared": PrepareConfig(), "prepared, every frame a key frame": PrepareConfig(gop_frames=1)}
 AUGMENT = AugmentConfig()
 Task = Callable[[str, np.ndarray, ClipSpec, int], object]
@@ -54,9 +51,10 @@ def moving_texture(frames: int, height: int, width: int) -> torch.Tensor:
 
 def ours(path: str, numbers: np.ndarray, spec: ClipSpec, seed: int) -> object:
     """What the loader does for a clip (`loading._BatchMaker`): uint8 (T,3,224,224)."""
-    short_side = decode_short_side(spec, AUGMENT)
-    frames = decode(path, numbers, short_side=short_side, interpolation=spec.interpolation).frames
-    return augment(frames, AUGMENT, spec, torch.Generator().manual_seed(seed))
+    info, generator = probe(path), torch.Generator().manual_seed(seed)
+    box = draw_box(info.height, info.width, AUGMENT, spec, generator)
+    clip = decode_cuts(path, [(numbers, box)], (spec.size, spec.size), interpolation=spec.interpolation)[0]
+    return vary(clip.frames, AUGMENT, spec, generator)
 
 
 def research_recipe(path: str, numbers: np.ndarray, spec: ClipSpec, seed: int) -> object:
@@ -86,33 +84,28 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--videos", type=Path, nargs="+", default=[])
+    parser.add_argument("--sizes", nargs="+", default=list(MADE), choices=list(MADE), help="of the videos made here")
+    parser.add_argument("--frames", type=int, default=300, help="of the videos made here, at 30 a second")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rows: list[dict[str, object]] = []
+    rows: list[measure.Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        sources = {path.name: path for path in args.videos} or make(Path(folder) / "sources")
+        sources = {path.name: path for path in args.videos} or make(Path(folder) / "sources", args)
         for name, path in sources.items():
-            rows += measure(name, path, Path(folder) / "copies" / name, args.rounds)
-    if args.json:
-        about = {
-            "name": "prepare",
-            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            "versions": {"python": platform.python_version(), "av": av.__version__, "torch": torch.__version__},
-        }
-        args.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+            rows += compare(name, path, Path(folder) / "copies" / name, args.rounds)
+    measure.write(args.json, "prepare", rows)
 
 
-def make(folder: Path) -> dict[str, Path]:
+def make(folder: Path, args: argparse.Namespace) -> dict[str, Path]:
     folder.mkdir()
-    for name, (height, width) in MADE.items():
-        clip = moving_texture(FRAMES, height, width)
+    for name in args.sizes:
+        clip = moving_texture(args.frames, *MADE[name])
         write_video(folder / f"{name}.mp4", clip, fps=30, crf=23, preset="medium", gop_frames=250)
-    return {name: folder / f"{name}.mp4" for name in MADE}
+    return {name: folder / f"{name}.mp4" for name in args.sizes}
 
 
-def measure(name: str, path: Path, folder: Path, rounds: int) -> list[dict[str, object]]:
-    """Rows of one source, printed too: how large each copy is and how fast clips are cut from it."""
+def compare(name: str, path: Path, folder: Path, rounds: int) -> list[measure.Row]:
+    """Rows of one source: how large each copy is and how fast clips are cut from it."""
     files, facts = {"research recipe": str(path), "original": str(path)}, {}
     for copy, config in COPIES.items():
         facts[copy] = prepare(path, folder / copy, config, workers=1).made[0]
@@ -129,25 +122,21 @@ def measure(name: str, path: Path, folder: Path, rounds: int) -> list[dict[str, 
                 cut(file, numbers, spec, number + 1)
                 if number >= 0:
                     times.setdefault((sampling, task), []).append(1000 * (time.thread_time() - start))
-    rows: list[dict[str, object]] = []
+    rows: list[measure.Row] = []
     for (sampling, task), values in times.items():
-        ratios = [slow / fast for slow, fast in zip(times[sampling, "research recipe"], values, strict=True)]
-        row: dict[str, object] = {
+        faster = measure.ratios(times[sampling, "research recipe"], values)
+        row: measure.Row = {
             "source": name,
             "sampling": sampling,
             "task": task,
-            "ms": round(statistics.median(values), 2),
-            "times_research_recipe": round(statistics.median(ratios), 2),
-            "bytes": os.path.getsize(files[task]),
-            "psnr_db": facts[task].psnr_db if task in facts else None,
+            "ms": statistics.median(values),
+            "times the recipe": statistics.median(faster),
+            "range": measure.spread(faster),
+            "MB": os.path.getsize(files[task]) / 1e6,
         }
+        if task in facts:
+            row["PSNR, dB"] = facts[task].psnr_db
         rows.append(row)
-        quality = f", PSNR {row['psnr_db']:.1f} dB" if task in facts else ""
-        print(
-            f"{name}, {sampling}: {task:34s} {row['ms']:8.1f} ms a clip {row['times_research_recipe']:7.2f} x the recipe, "
-            f"{os.path.getsize(files[task]) / 1e6:.2f} MB{quality}",
-            flush=True,
-        )
     return rows
 
 

@@ -15,8 +15,8 @@ HERE = Path(__file__).parent
 
 # name -> (script, arguments, arguments of a quick run)
 BENCHMARKS: dict[str, tuple[str, list[str], list[str]]] = {
-    "decode": ("decode.py", ["--rounds", "9"], ["--rounds", "1"]),
-    "prepare": ("prepare.py", [], ["--rounds", "1"]),
+    "decode": ("decode.py", [], ["--quick"]),
+    "prepare": ("prepare.py", [], ["--rounds", "1", "--sizes", "320p", "--frames", "90"]),
     "load": ("load.py", [], ["--quick"]),
     "step": (
         "step.py",
