@@ -104,7 +104,8 @@ def test_dotted_settings_in_the_text_exist() -> None:
     known = set(setting_names())
     for page in PAGES:
         for flag in re.findall(r"--([a-z_]+\.[a-z_.-]+[a-z])", page.read_text(encoding="utf-8")):
-            assert flag.replace("-", "_") in known, f"{name(page)} mentions --{flag}"
+            setting = flag.replace("-", "_")  # what stands below model.options is the model's, not a setting's name
+            assert setting in known or setting.startswith("model.options."), f"{name(page)} mentions --{flag}"
 
 
 def test_set_up_in_the_readme_is_two_targets_of_the_makefile() -> None:
