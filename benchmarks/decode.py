@@ -50,18 +50,6 @@ SIZE = (SPEC.size, SPEC.size)
 Task = Callable[[Path, np.ndarray, Sequence[Box]], list[np.ndarray] | None]  # clips, uint8 (T,H,W,C) or normalised floats
 
 
-def moving_texture(frames: int, height: int, width: int) -> torch.Tensor:
-    """uint8 (T,3,H,W): a sharp random texture that slides, with some noise, so that it compresses like video does."""
-    generator = torch.Generator().manual_seed(0)
-    small = torch.rand(3, 1, height // 8 + 40, width // 8 + 40, generator=generator)
-    texture = torch.nn.functional.interpolate(small, scale_factor=8, mode="bilinear")[:, 0] * 255
-    clip = torch.empty(frames, 3, height, width, dtype=torch.uint8)
-    for t in range(frames):
-        part = texture[:, t % 300 : t % 300 + height, 2 * t % 300 : 2 * t % 300 + width]
-        clip[t] = (part + 4 * torch.randn(1, height, width, generator=generator)).clamp(0, 255).to(torch.uint8)
-    return clip
-
-
 def ours(path: Path, numbers: np.ndarray, boxes: Sequence[Box], approximate: bool = False) -> list[np.ndarray]:
     clips = decode_cuts(path, [(numbers, box) for box in boxes], SIZE, approximate=approximate)
     return [clip.frames.permute(0, 2, 3, 1).numpy() for clip in clips]
@@ -252,7 +240,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, (height, width, gop) in list(MADE.items())[: 1 if args.quick else None]:
             path = Path(folder) / f"{height}_{gop}.mp4"
-            write_video(path, moving_texture(FRAMES, height, width), fps=30, crf=23, preset="medium", gop_frames=gop)
+            write_video(path, measure.moving_texture(FRAMES, height, width), fps=30, crf=23, preset="medium", gop_frames=gop)
             rows += report(name, [path], chosen, 1 if args.quick else args.rounds)
         for name in () if args.quick else REAL:
             files = sorted((SHARED / name).rglob("*.mp4"))

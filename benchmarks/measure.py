@@ -206,8 +206,8 @@ def write(path: Path | None, name: str, rows: Sequence[Row]) -> None:
         path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
-def make_video(path: Path, frames: int, height: int, width: int, fps: float = 30, gop_frames: int = 250, seed: int = 0) -> Path:
-    """A random texture that slides, with some noise, so that it compresses like video does; H.264 in mp4."""
+def moving_texture(frames: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
+    """uint8 (T,3,H,W): a random texture that slides, with some noise, so that it compresses like video does."""
     generator = np.random.default_rng(seed)
     coarse = torch.from_numpy(generator.random((1, 3, height // 8 + 40, width // 8 + 40), np.float32))
     texture = torch.nn.functional.interpolate(coarse, scale_factor=8, mode="bilinear")[0] * 255
@@ -216,5 +216,10 @@ def make_video(path: Path, frames: int, height: int, width: int, fps: float = 30
         part = texture[:, t % 300 : t % 300 + height, 2 * t % 300 : 2 * t % 300 + width]
         noise = torch.from_numpy(generator.standard_normal((1, height, width), np.float32))
         clip[t] = (part + 4 * noise).clamp(0, 255).to(torch.uint8)
-    write_video(path, clip, fps=fps, crf=23, preset="veryfast", gop_frames=gop_frames)
+    return clip
+
+
+def make_video(path: Path, frames: int, height: int, width: int, fps: float = 30, gop_frames: int = 250, seed: int = 0) -> Path:
+    """A moving texture as H.264 in mp4."""
+    write_video(path, moving_texture(frames, height, width, seed), fps=fps, crf=23, preset="veryfast", gop_frames=gop_frames)
     return path

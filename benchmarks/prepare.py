@@ -37,18 +37,6 @@ AUGMENT = AugmentConfig()
 Task = Callable[[str, np.ndarray, ClipSpec, int], object]
 
 
-def moving_texture(frames: int, height: int, width: int) -> torch.Tensor:
-    """uint8 (T,3,H,W): a sharp random texture that slides, with some noise, so that it compresses like video does."""
-    generator = torch.Generator().manual_seed(0)
-    small = torch.rand(3, 1, height // 8 + 40, width // 8 + 40, generator=generator)
-    texture = torch.nn.functional.interpolate(small, scale_factor=8, mode="bilinear")[:, 0] * 255
-    clip = torch.empty(frames, 3, height, width, dtype=torch.uint8)
-    for t in range(frames):
-        part = texture[:, t % 300 : t % 300 + height, 2 * t % 300 : 2 * t % 300 + width]
-        clip[t] = (part + 4 * torch.randn(1, height, width, generator=generator)).clamp(0, 255).to(torch.uint8)
-    return clip
-
-
 def ours(path: str, numbers: np.ndarray, spec: ClipSpec, seed: int) -> object:
     """What the loader does for a clip (`loading._BatchMaker`): uint8 (T,3,224,224)."""
     info, generator = probe(path), torch.Generator().manual_seed(seed)
@@ -99,7 +87,7 @@ def main() -> None:
 def make(folder: Path, args: argparse.Namespace) -> dict[str, Path]:
     folder.mkdir()
     for name in args.sizes:
-        clip = moving_texture(args.frames, *MADE[name])
+        clip = measure.moving_texture(args.frames, *MADE[name])
         write_video(folder / f"{name}.mp4", clip, fps=30, crf=23, preset="medium", gop_frames=250)
     return {name: folder / f"{name}.mp4" for name in args.sizes}
 
