@@ -61,7 +61,8 @@ OPENING = """# Benchmarks
 
 Tubelet beside what one would run today, measured by `make bench`: all ways in one process and in turn, one warm-up, then
 medians over several rounds. A ratio above 1 says how many times faster we are, a range is that of the rounds. Ratios hold
-on a busy machine, milliseconds do not. What was tried on the way is in the [benchmark log](LOG.md).
+on a busy machine, milliseconds do not. A range of a single number, or none, is a run of one round: a hint, no more. What was
+tried on the way is in the [benchmark log](LOG.md).
 """
 
 
