@@ -3,8 +3,9 @@
     python benchmarks/step.py [--sizes small base] [--batch 1 2] [--precision fp32 bf16] [--json FILE]
 
 All run in this process on the same weights and the same clips, in turn, and the median of each round's ratio is given: a busy
-machine slows all alike. A step is everything from a batch as its loader delivers it to updated weights. Ours gets uint8 clips
-and normalises them inside the time; the others get theirs normalised, outside of it. The others:
+machine slows all alike. A step is everything from a batch of uint8 clips, as our loader delivers it, to updated weights. The
+others, whose models take normalised pixels, get them by our `normalize` inside their time (their image processor takes longer,
+which is measured with loading):
 
 transformers  its model with attn_implementation="sdpa" and torch's fused AdamW
 recipe        a stand-in for original research code, which cannot be installed: transformers' model with "eager" attention
@@ -22,11 +23,11 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import measure
 import torch
 from torch import Tensor, nn
-from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVideoClassification
 
 from tubelet import ClipSpec, masking, models
 from tubelet.models import videomae
@@ -34,6 +35,7 @@ from tubelet.objectives import masked
 from tubelet.video.normalize import normalize
 
 CLASSES = 400
+PEER = ("transformers.models.videomae.modeling_videomae", "pip install 'tubelet[hf]'")
 Step = Callable[[], Tensor]
 Case = tuple[str, str, ClipSpec, int, torch.device, str]  # kind, size, clips, batch, device, precision
 Way = Callable[[], Step]  # makes a model and gives its step
@@ -44,6 +46,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     device, spec = torch.device(options.device), ClipSpec(frames=options.frames, size=options.pixels)
     cases = list(itertools.product(options.steps, options.sizes, [spec], options.batch, [device], options.precision))
+    measure.missing(*PEER)  # imported first: it is no part of a step's memory
     # Before this process computes anything: a copy would use again what was freed, and seem to need less.
     memory = {case: peak_memory(case) for case in cases if options.memory and device.type == "cpu"}
     rows = [row for case in cases for row in compare(case, options.rounds, memory.get(case, {}))]
@@ -53,17 +56,20 @@ def main() -> None:
 def compare(case: Case, rounds: int, memory: dict[str, float]) -> list[measure.Row]:
     """One row for each of the others. All steps start from the same weights, so the first outcome must be equal."""
     kind, size, spec, batch, device, precision = case
-    steps = {name: way() for name, way in KINDS[kind](*case[1:]).items()}
+    what: measure.Row = {
+        "step": kind,
+        "model": f"{size} {spec.frames}x{spec.size}",
+        "clips": f"batch {batch}",
+        "precision": precision,
+    }
+    able, reason = ways(case)
+    steps = {name: way() for name, way in able.items()}
     first = {name: step() for name, step in steps.items()}
     seconds = measure.interleaved(steps, rounds, partial(clock, device))
-    rows = []
+    rows = [what | {"beside": "transformers", "note": reason}] if reason else []
     for name in [name for name in steps if name != "ours"]:
         faster = measure.ratios(seconds[name], seconds["ours"])
-        row: measure.Row = {
-            "step": kind,
-            "model": f"{size} {spec.frames}x{spec.size}",
-            "clips": f"batch {batch}",
-            "precision": precision,
+        row = what | {
             "beside": name,
             "ours, ms": 1000 * statistics.median(seconds["ours"]),
             "other, ms": 1000 * statistics.median(seconds[name]),
@@ -92,7 +98,14 @@ def clock(device: torch.device) -> float:
 
 def peak_memory(case: Case) -> dict[str, float]:
     """MB (10^6 bytes) by which two steps of each raise the most that a copy of this process holds."""
-    return {name: measure.alone(partial(twice, way))[1] / 1e6 for name, way in KINDS[case[0]](*case[1:]).items()}
+    return {name: measure.alone(partial(twice, way))[1] / 1e6 for name, way in ways(case)[0].items()}
+
+
+def ways(case: Case) -> tuple[dict[str, Way], str]:
+    """The ways that can be run here, and why the others cannot."""
+    every = KINDS[case[0]](*case[1:])
+    reason = "" if "transformers" not in every else measure.missing(*PEER)
+    return ({"ours": every["ours"]} if reason else every), reason
 
 
 def twice(way: Way) -> float:
@@ -105,11 +118,14 @@ def pretraining(size: str, spec: ClipSpec, batch: int, device: torch.device, pre
     """Tube mask of 90 %, normalised pixel target, backward, AdamW."""
 
     def theirs(attention: str, precision: str, fused: bool) -> Step:
+        from transformers import VideoMAEForPreTraining
+
         model = pretrainer(size, spec, device)
         other = VideoMAEForPreTraining(their_config(model, attention, norm_pix_loss=True)).to(device)
         give_weights(model, other)
-        pixels, mask = normalized(spec, batch, device), tube(model, batch, device)
-        return training(other, lambda: other(pixels, bool_masked_pos=mask).loss, device, precision, fused)
+        frames, mask = clips(spec, batch, device), tube(model, batch, device)
+        cost = lambda: other(pixels(frames, spec), bool_masked_pos=mask).loss  # noqa: E731
+        return training(other, cost, device, precision, fused)
 
     return {
         "ours": lambda: our_pretraining(size, spec, batch, device, precision, decoder_mask=None),
@@ -152,8 +168,8 @@ def finetuning(size: str, spec: ClipSpec, batch: int, device: torch.device, prec
         return training(model, cost, device, precision, fused=True)
 
     def theirs(attention: str, precision: str, fused: bool) -> Step:
-        other, pixels = their_classifier(size, spec, device, attention), normalized(spec, batch, device)
-        cost = lambda: nn.functional.cross_entropy(other(pixels).logits.float(), labels)  # noqa: E731
+        other, frames = their_classifier(size, spec, device, attention), clips(spec, batch, device)
+        cost = lambda: nn.functional.cross_entropy(other(pixels(frames, spec)).logits.float(), labels)  # noqa: E731
         return training(other, cost, device, precision, fused)
 
     return {
@@ -171,8 +187,8 @@ def inference(size: str, spec: ClipSpec, batch: int, device: torch.device, preci
         return answering(lambda: model(frames)["logits"], device, precision)
 
     def theirs(attention: str, precision: str) -> Step:
-        other, pixels = their_classifier(size, spec, device, attention).eval(), normalized(spec, batch, device)
-        return answering(lambda: other(pixels).logits, device, precision)
+        other, frames = their_classifier(size, spec, device, attention).eval(), clips(spec, batch, device)
+        return answering(lambda: other(pixels(frames, spec)).logits, device, precision)
 
     return {
         "ours": ours,
@@ -227,13 +243,17 @@ def classifier(size: str, spec: ClipSpec, device: torch.device) -> videomae.Vide
 
 def their_classifier(size: str, spec: ClipSpec, device: torch.device, attention: str) -> nn.Module:
     model = classifier(size, spec, device)
+    from transformers import VideoMAEForVideoClassification
+
     config = their_config(model, attention, num_labels=CLASSES, use_mean_pooling=True)
     other = VideoMAEForVideoClassification(config).to(device)
     give_weights(model, other)
     return other
 
 
-def their_config(model: nn.Module, attention: str, **more: object) -> VideoMAEConfig:
+def their_config(model: nn.Module, attention: str, **more: object) -> Any:
+    from transformers import VideoMAEConfig
+
     sizes = model.options
     config = VideoMAEConfig(
         image_size=model.spec.size, num_frames=model.spec.frames, hidden_size=sizes["width"],
@@ -259,13 +279,15 @@ def give_weights(model: nn.Module, other: nn.Module) -> None:
 
 
 def clips(spec: ClipSpec, batch: int, device: torch.device) -> Tensor:
-    shape = (batch, spec.frames, 3, spec.size, spec.size)
-    return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).to(device)
+    """(B,T,C,H,W) with colour last in memory, as the loader delivers them."""
+    shape = (batch, spec.frames, spec.size, spec.size, 3)
+    frames = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return frames.permute(0, 1, 4, 2, 3).to(device)
 
 
-def normalized(spec: ClipSpec, batch: int, device: torch.device) -> Tensor:
-    """The same clips as an image processor delivers them: float32."""
-    return normalize(clips(spec, batch, device), spec.mean, spec.std, colour_dim=2)
+def pixels(frames: Tensor, spec: ClipSpec) -> Tensor:
+    """float32, normalised, in the order that a Conv3d reads."""
+    return normalize(frames.contiguous(), spec.mean, spec.std, colour_dim=2)
 
 
 def tube(model: nn.Module, batch: int, device: torch.device) -> Tensor:

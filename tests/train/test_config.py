@@ -102,6 +102,7 @@ def test_unknown_setting_names_the_nearest(name: str, hint: str) -> None:
     ({"out": "x", "optim": {"epochs": 0}}, "optim.epochs is 0.0: it must be above 0"),
     ({"out": "x", "optim": {"layer_decay": 0}}, "optim.layer_decay is 0.0"),
     ({"out": "x", "optim": {"ema": 1}}, "optim.ema is 1.0"),
+    ({"out": "x", "run": {"threads": 0}}, "run.threads is 0: it must be 1 or more; leave it out"),
     ({"out": "x", "run": {"log_every": 0}}, "run.log_every is 0: it must be 1 or more"),
 ])  # fmt: skip
 def test_bad_values_say_what_was_wanted(values: dict, message: str) -> None:  # type: ignore[type-arg]

@@ -225,6 +225,16 @@ def test_a_frozen_body_drops_no_path(finetune_config: Make) -> None:
     assert run("c", model__options__drop_path=0.9) != run("d", model__options__drop_path=0.0)
 
 
+def test_threads_of_a_run_are_those_asked_for(pretrain_config: Make) -> None:
+    before = torch.get_num_threads()
+    try:
+        run = train(pretrain_config(run__threads=before + 1, optim__steps=1))
+        assert torch.get_num_threads() == before + 1
+        assert json.loads((run / "environment.json").read_text())["threads"] == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_bf16_keeps_norms_and_residual_in_float32(pretrain_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     from tubelet.models import _transformer
 

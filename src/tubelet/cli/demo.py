@@ -14,7 +14,7 @@ def command(*, out: str = "", full: bool = False, seed: int = 0, json: bool = Fa
     out
         Folder for the videos, the runs and the report. Default: runs/demo, or runs/demo-full.
     full
-        All twelve motions and a larger model: meant for an hour on 2 cores instead of ten minutes.
+        All twelve motions and a larger model: over an hour on 2 cores instead of ten minutes.
     seed
         Every random choice follows from it, the videos included.
     json

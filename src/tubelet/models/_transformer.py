@@ -3,6 +3,8 @@
 B batch, N tokens, D width, A heads.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,8 +17,54 @@ class LayerNorm(nn.LayerNorm):
         return F.layer_norm(x.float(), self.normalized_shape, self.weight, self.bias, self.eps)
 
 
+PAIRS = 2**21  # of queries and keys at a time in the backward pass below: 4 MB in bf16
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v: (B,A,N,d) of queries (B,A,N,d), keys and values (B,A,M,d)."""
+    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.requires_grad:
+        return _AttentionInBF16.apply(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+class _AttentionInBF16(torch.autograd.Function):
+    """torch's attention with another backward pass, for the CPU: torch's own takes two to ten times as long in bf16.
+
+    The weights are computed again, of as many heads together as PAIRS allows, so that none are kept between the passes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = F.scaled_dot_product_attention(q, k, v)
+        ctx.save_for_backward(q, k, v, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        shape = [x.shape for x in ctx.saved_tensors]
+        q, k, v, out, gradient = (x.flatten(0, 1).contiguous() for x in (*ctx.saved_tensors, gradient))  # (B*A,N,d)
+        q = q * q.shape[2] ** -0.5
+        along = (gradient.float() * out).sum(dim=2, keepdim=True).to(q.dtype)  # what softmax takes from every gradient of a row
+        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        together = min(len(q), max(1, PAIRS // (q.shape[1] * k.shape[1])))
+        room = q.new_empty(2, together, q.shape[1], k.shape[1])
+        for first in range(0, len(q), together):
+            heads = slice(first, first + together)
+            weights, scores = room[:, : len(q[heads])]
+            torch.softmax(torch.bmm(q[heads], k[heads].mT, out=scores), dim=2, out=weights)
+            torch.bmm(weights.mT, gradient[heads], out=dv[heads])
+            torch.bmm(gradient[heads], v[heads].mT, out=scores).sub_(along[heads]).mul_(weights)  # their gradient
+            torch.bmm(scores, k[heads], out=dq[heads])
+            torch.bmm(scores.mT, q[heads], out=dk[heads])
+        dq *= q.shape[2] ** -0.5
+        return dq.view(shape[0]), dk.view(shape[1]), dv.view(shape[2])
+
+
 class Attention(nn.Module):
-    """Joint self-attention with one fused qkv weight; queries and values have a bias, keys have none."""
+    """Joint self-attention with one weight for qkv; queries and values have a bias, keys have none.
+
+    Three products of it rather than one: their results lie in one piece each, which attention reads faster.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -29,7 +77,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, first: int = 0) -> Tensor:
         """(B,N,D) -> (B,N-first,D): what the tokens from `first` on take from all N."""
         q, k, v = self._heads(x, first)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
 
     def probabilities(self, x: Tensor) -> Tensor:
         """Who attends to whom: (B,A,N,N), rows sum to 1. For pictures; `forward` never builds it."""
@@ -58,13 +106,10 @@ class Attention(nn.Module):
 
     def _heads(self, x: Tensor, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B,A,N-first,D/A), keys and values (B,A,N,D/A)."""
-        width, weight = x.shape[2], self.qkv.weight
-        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        if first == 0:
-            q, k, v = F.linear(x, weight, bias).chunk(3, dim=2)
-        else:
-            q = F.linear(x[:, first:], weight[:width], bias[:width])
-            k, v = F.linear(x, weight[width:], bias[width:]).chunk(2, dim=2)
+        query, key, value = self.qkv.weight.chunk(3)
+        q = F.linear(x[:, first:], query, self.q_bias)
+        x = x.to(q.dtype)  # under autocast, where the next two would each make a copy of their own
+        k, v = F.linear(x, key), F.linear(x, value, self.v_bias)
         return self._split(q), self._split(k), self._split(v)
 
     def _split(self, x: Tensor) -> Tensor:
@@ -97,7 +142,8 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). The residual stream stays float32 under autocast."""
+    """x + attention(norm(x)), then x + mlp(norm(x)). The residual stream is float32 and stays so under autocast: a sum takes the
+    wider type."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, eps: float, drop_path: float = 0.0) -> None:
         super().__init__()
@@ -109,8 +155,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, first: int = 0) -> Tensor:
         """(B,N,D) -> (B,N-first,D). Of a last block often not all is wanted: the tokens before `first` are only looked at."""
-        x = x[:, first:] + self.drop_path(self.attn(self.norm1(x), first)).float()
-        return x + self.drop_path(self.mlp(self.norm2(x))).float()
+        x = x[:, first:] + self.drop_path(self.attn(self.norm1(x), first))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 def drop_path_rates(highest: float, depth: int) -> list[float]:

@@ -73,7 +73,7 @@ class Decoder(nn.Module):
     def forward(self, tokens: Tensor, positions: Tensor, visible: Tensor, predicted: Tensor) -> Tensor:
         """tokens (B,V,D), positions (N,D'), visible and predicted bool (B,N) -> (B,M,P) in index order."""
         positions = positions.expand(tokens.shape[0], -1, -1)
-        seen = self.project(tokens).float() + gather(positions, visible)
+        seen = self.project(tokens) + gather(positions, visible)
         asked = self.mask_token + gather(positions, predicted)
         x = torch.cat([seen, asked], dim=1)  # (B,V+M,D')
         for block in self.blocks[:-1]:
@@ -180,8 +180,8 @@ class VideoMAE(Model):
         visible = None if mask is None else ~mask
         if visible is not None:
             patches, positions = gather(patches, visible), gather(positions, visible)
-        values = normalize(patches.view(b, patches.shape[1], -1, 3), self.spec.mean, self.spec.std)
-        x = self.embed(values.flatten(2)).float() + positions  # (B,V,D)
+        values = normalize(patches, self.spec.mean, self.spec.std)
+        x = self.embed(values) + positions  # (B,V,D)
 
         out: dict[str, Tensor] = {}
         for number, block in enumerate(self.blocks, start=1):

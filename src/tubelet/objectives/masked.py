@@ -3,9 +3,11 @@
 B batch, T frames, C colours, H height, W width, N tokens, M predicted tokens, P values of a token, K pixels of a token.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
@@ -18,7 +20,33 @@ from tubelet.records import Batch
 
 NEEDS_LABELS = False
 
-DISTANCES = {"mse": F.mse_loss, "l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss}
+
+class _SquaredError(torch.autograd.Function):
+    """Mean of (prediction - wanted)^2 over the last dimension, as F.mse_loss and mean would give it.
+
+    Those two hold six tensors of the prediction's size on the way forward and back, where a step's memory peaks; this two.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, prediction: Tensor, wanted: Tensor) -> Tensor:
+        difference = prediction - wanted
+        ctx.save_for_backward(difference)
+        ctx.dtype = prediction.dtype
+        return torch.linalg.vector_norm(difference, dim=-1).square() / difference.shape[-1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (difference,) = ctx.saved_tensors
+        scale = gradient * (2 / difference.shape[-1])
+        return torch.mul(difference, scale[..., None], out=torch.empty_like(difference, dtype=ctx.dtype)), None
+
+
+# (prediction, wanted), both (B,M,P) -> (B,M)
+DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": _SquaredError.apply,
+    "l1": lambda prediction, wanted: F.l1_loss(prediction.float(), wanted, reduction="none").mean(dim=2),
+    "smooth_l1": lambda prediction, wanted: F.smooth_l1_loss(prediction.float(), wanted, reduction="none").mean(dim=2),
+}
 
 
 @dataclass(frozen=True)
@@ -86,15 +114,18 @@ def target(frames: Tensor, predicted: Tensor, tubelet: Triple, normalize: bool) 
     frames (B,T,C,H,W) 0..255, predicted bool (B,N). Pixels in [0,1]; with `normalize`, (x - mean) / (std + 1e-6) per tubelet
     and colour over its K pixels, with the unbiased variance taken in a second pass, as the original implementation does.
     """
-    tokens = gather(patchify(frames, tubelet), predicted).float() / 255
+    tokens = gather(patchify(frames, tubelet), predicted).float().div_(255)
     if not normalize:
         return tokens
-    pixels = tokens.unflatten(2, (-1, frames.shape[2]))  # (B,M,K,C)
-    pixels = pixels - pixels.mean(dim=2, keepdim=True)
-    variance = pixels.square().sum(dim=2, keepdim=True) / (pixels.shape[2] - 1)
-    return (pixels / (variance.sqrt() + 1e-6)).flatten(2)
+    # In place and a row of the tubelet at a time: a new tensor for every step, or runs of three values, take three times as long.
+    colours, width = frames.shape[2], tubelet[2]
+    rows, pixels = tokens.unflatten(2, (-1, width * colours)), tokens.unflatten(2, (-1, colours))  # views; (B,M,K,C)
+    rows.sub_(pixels.mean(dim=2, keepdim=True).repeat(1, 1, 1, width))
+    deviation = torch.linalg.vector_norm(pixels, dim=2, keepdim=True) / (pixels.shape[2] - 1) ** 0.5
+    rows.div_((deviation + 1e-6).repeat(1, 1, 1, width))
+    return tokens
 
 
 def distances(prediction: Tensor, wanted: Tensor, config: MaskedConfig) -> Tensor:
     """(B,M): the mean distance of each token's P values, in float32."""
-    return DISTANCES[config.loss](prediction.float(), wanted, reduction="none").mean(dim=2)
+    return DISTANCES[config.loss](prediction, wanted)

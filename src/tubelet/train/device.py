@@ -39,8 +39,10 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, torch.bfloat16)
 
 
-def set_up(device: torch.device, deterministic: bool) -> None:
-    """Make a GPU repeat itself bit for bit. A CPU does so by itself."""
+def set_up(device: torch.device, deterministic: bool, threads: int | None = None) -> None:
+    """Choose torch's threads where a number is given, and make a GPU repeat itself bit for bit. A CPU does so by itself."""
+    if threads is not None:
+        torch.set_num_threads(threads)
     if device.type == "cuda":
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it

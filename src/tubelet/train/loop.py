@@ -77,7 +77,7 @@ class Run:
         self.settings = getattr(config, config.objective)
         self.device = choose_device(config.run.device)
         self.precision = choose_precision(config.run.precision, self.device)
-        set_up(self.device, config.run.deterministic)
+        set_up(self.device, config.run.deterministic, config.run.threads)
 
         self.train_set, self.val_set = data.load(config.data, self.objective.NEEDS_LABELS)
         videos = len(self.train_set.examples)

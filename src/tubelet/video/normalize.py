@@ -5,9 +5,11 @@ from torch import Tensor
 
 
 def normalize(values: Tensor, mean: tuple[float, ...], std: tuple[float, ...], colour_dim: int = -1) -> Tensor:
-    """float32 `(values / 255 - mean) / std` along `colour_dim`; values 0..255 (uint8, or float after mixup) of any shape."""
-    shape = [1] * values.ndim
-    shape[colour_dim] = len(mean)
-    mean_ = torch.tensor(mean, dtype=torch.float32, device=values.device).view(shape)
-    std_ = torch.tensor(std, dtype=torch.float32, device=values.device).view(shape)
-    return (values.float() / 255 - mean_) / std_
+    """float32 `(values / 255 - mean) / std`; values 0..255 (uint8, or float after mixup) of any shape.
+
+    Along `colour_dim` the colours lie one after another, as often as they fit: a flattened patch may be given as it is.
+    """
+    shape, often = [1] * values.ndim, values.shape[colour_dim] // len(mean)
+    shape[colour_dim] = len(mean) * often
+    mean_, std_ = (torch.tensor(x, device=values.device).repeat(often).view(shape) for x in (mean, std))
+    return (values.float() / 255).sub_(mean_).div_(std_)
