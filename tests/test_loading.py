@@ -1,13 +1,13 @@
 """The same clips whatever the workers, ranks, cache or restarts; evaluation views; nothing swapped for anything
 else."""
 
-import multiprocessing
 import os
-import re
+import shutil
 import signal
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,9 +29,10 @@ from tubelet.loading import (
     load_views,
     view_batches,
 )
-from tubelet.records import Batch, ClipSpec, Dataset, Example
+from tubelet.records import Batch, Clip, ClipSpec, Dataset, Example
 from tubelet.video.augment import AugmentConfig, augment, cached_short_side, crop_views
-from tubelet.video.decode import decode, frame_times, probe
+from tubelet.video.decode import decode, decode_cuts, frame_times, probe
+from tubelet.video.guard import end_idle
 from tubelet.video.sample import train_indices
 from tubelet.video.write import write_video
 
@@ -418,14 +419,43 @@ def test_seeds_are_the_same_everywhere_and_differ():
     assert max(seeds.values()) == 1 and all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_a_worker_that_dies_names_the_file_it_read(videos):
-    batches = loader(videos, LoaderConfig(4, workers=5, cache="off")).batches(0, 10_000)
-    next(batches)
-    worker = multiprocessing.active_children()[0]
-    os.kill(worker.pid, signal.SIGKILL)
-    paths = "|".join(re.escape(example.path) for example in videos.examples)
-    with pytest.raises(DataError, match=f"^({paths}): a worker process died while it read this file .*--loader.workers"):
-        list(batches)
+def children() -> list[int]:
+    parents = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            parents[int(pid)] = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+    return [pid for pid, parent in parents.items() if parent == os.getpid()]
+
+
+def test_workers_that_are_killed_change_nothing(videos):
+    plain, other = (loader(videos, LoaderConfig(4, workers=workers, cache="off")) for workers in (0, 3))
+    expected, batches = list(plain.batches(0, 30)), other.batches(0, 30)
+    before = next(batches)
+    for pid in children():
+        os.kill(pid, signal.SIGKILL)
+    assert_equal([before, *batches], expected)
+
+
+def explode(path: str, *args: object) -> Clip:
+    os.kill(os.getpid(), signal.SIGSEGV)
+    raise AssertionError
+
+
+def test_a_video_that_crashes_the_decoder_costs_itself(videos, tmp_path, monkeypatch):
+    """As if the decoder had a fault that one file meets: the copies of this process have it too."""
+    copies = [shutil.copy(example.path, tmp_path) for example in videos.examples]
+    videos = replace(videos, examples=tuple(replace(e, path=path) for e, path in zip(videos.examples, copies, strict=True)))
+    path = copies[1]
+    sound = decode_cuts
+    monkeypatch.setattr("tubelet.loading.decode_cuts", lambda p, *a, **k: explode(p) if p == path else sound(p, *a, **k))
+    end_idle()
+    batches = list(loader(videos, LoaderConfig(4, workers=2, cache="off")).batches(0, 6))
+    end_idle()
+    skipped = {pair for batch in batches for pair in batch.skipped}
+    assert [id for id, _ in skipped] == ["1"] and "reading it ended two processes (SIGSEGV)" in skipped.pop()[1]
+    assert sum(len(batch.ids) for batch in batches) == 24 - sum(len(batch.skipped) for batch in batches)
 
 
 def test_approximate_decoding_gives_every_frame_with_other_pixels(shared):

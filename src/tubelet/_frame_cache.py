@@ -8,6 +8,7 @@ from pathlib import Path
 from tubelet.errors import ConfigError, VideoError
 from tubelet.records import Clip, Example, Interpolation
 from tubelet.video.decode import decode, probe
+from tubelet.video.guard import run
 
 AUTO_BYTES = 4_000_000_000  # what a cache that nobody asked for may take. The same on every machine: it decides the pixels
 SHARE = 0.75  # of the free memory: what any cache may take
@@ -54,14 +55,15 @@ class FrameCache:
             with self._lock:
                 self.check(self.used_bytes + size)
                 self.used_bytes += size
-            return decode(path, short_side=self.short_side, interpolation=self.interpolation, approximate=self.approximate)
+            settings = dict(short_side=self.short_side, interpolation=self.interpolation, approximate=self.approximate)
+            return run(path, decode, path, more_bytes=size, **settings)
         except VideoError:
             return None  # the caller meets the same error, or reads the part that is whole
 
 
 def decoded_bytes(path: str, short_side: int) -> int:
     """Bytes of a whole video as uint8 RGB at a short side, never enlarged."""
-    info = probe(path)
+    info = run(path, probe, path)
     scale = min(1.0, short_side / min(info.width, info.height))
     return info.frame_count * 3 * round(info.width * scale) * round(info.height * scale)
 

@@ -12,6 +12,7 @@ from tubelet.evaluate.multiview import crops_of
 from tubelet.loading import each_view
 from tubelet.models._model import Model
 from tubelet.video.decode import probe
+from tubelet.video.guard import run
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def predict(model: Model, path: str | Path, clips: int = 5, crops: int | None = 
 
 def _warnings(model: Model, path: str | Path) -> tuple[str, ...]:
     have, want = (
-        probe(path).frame_count,
+        run(str(path), probe, path).frame_count,
         model.spec.frames if model.spec.sampling == "segments" else model.spec.window_frames,
     )
     if have >= want:

@@ -4,6 +4,11 @@ The command line prints any of these as one line and exits with code 2; anything
 """
 
 
+def printable(text: str) -> str:
+    """The text on one line, with what a terminal would obey or cannot show (names of hostile files) as Python writes it."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class TubeletError(Exception):
     """A mistake the user can mend: a bad path, file, setting or checkpoint."""
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -113,7 +113,7 @@ def write_parquet(path: str | Path, features: Iterable[Feature], model: Model, p
     def group(held: list[Feature]) -> pa.Table:
         flat = pa.array(torch.stack([row.vector for row in held]).flatten().numpy())
         vectors = pa.FixedSizeListArray.from_arrays(flat, model.width)
-        plain = [[getattr(row, name) for row in held] for name, _ in columns]
+        plain = [[_utf8(getattr(row, name)) for row in held] for name, _ in columns]
         return pa.table([*plain, vectors], schema=schema)
 
     waiting = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -138,3 +138,8 @@ def write_parquet(path: str | Path, features: Iterable[Feature], model: Model, p
         with contextlib.suppress(OSError):
             waiting.unlink()
     return count
+
+
+def _utf8(value: Any) -> Any:
+    """A text without halves of surrogate pairs, which stand for bytes of file names that are not UTF-8."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

@@ -11,11 +11,12 @@ from typing import Any
 
 from tubelet import datasets
 from tubelet.datasets.split import equal_files
-from tubelet.errors import ConfigError, DataError, VideoError
+from tubelet.errors import ConfigError, DataError, VideoError, printable
 from tubelet.records import ClipSpec, Dataset, Example
 from tubelet.train.config import DataConfig
 from tubelet.train.data import divide
 from tubelet.video.decode import VideoInfo, decode, probe
+from tubelet.video.guard import run
 from tubelet.video.sample import span_frames
 
 LISTED = 10  # of anything that may be long, in the text
@@ -102,7 +103,7 @@ class Inspection:
             lines += ["", *(f"problem: {text}" for text in self.problems)]
         else:
             lines += ["", "No problem found: this can be trained on."]
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
     def _facts(self) -> list[tuple[str, str]]:
         return [
@@ -180,9 +181,9 @@ def inspect(
 
 def _probe(path: str, decode_all: bool) -> tuple[str, VideoInfo | str]:
     try:
-        info = probe(path)
+        info = run(path, probe, path)
         if decode_all:
-            decode(path, short_side=8)
+            run(path, decode, path, short_side=8)
         return path, info
     except VideoError as error:
         return path, str(error).removeprefix(f"{path}: ")

@@ -6,11 +6,7 @@ views follow the order of the Examples. T frames, C colours, H height, W width, 
 
 import hashlib
 import math
-import multiprocessing
 import os
-import re
-import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,14 +14,11 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
-from multiprocessing import connection
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, get_worker_info
-from torch.utils.data import Dataset as TorchDataset
 
 from tubelet._frame_cache import AUTO_BYTES, SHARE, FrameCache, estimated_bytes, free_bytes
 from tubelet.errors import ConfigError, DataError, VideoError
@@ -34,6 +27,7 @@ from tubelet.records import Batch, Clip, ClipSpec, Dataset, Example
 from tubelet.video.augment import AugmentConfig, cached_short_side, draw_box, vary, view_boxes
 from tubelet.video.background import subtract_background
 from tubelet.video.decode import decode_cuts, frame_times, probe
+from tubelet.video.guard import run
 from tubelet.video.resize import cut, resize
 from tubelet.video.sample import span_frames, train_indices, view_indices
 
@@ -41,7 +35,6 @@ Made = TypeVar("Made")
 MAX_WORKERS = 16
 AHEAD_BYTES = 256_000_000  # of frames that workers may have ready or in the making before they are asked for
 PORTION_BYTES = 64_000_000  # of one video's views made together: 26 of 16 frames of 224 pixels, usually all of them
-MAX_DECODING_THREADS = 4  # more would wait for the interpreter between packets: processes then
 
 
 @dataclass(frozen=True)
@@ -50,7 +43,7 @@ class LoaderConfig:
 
     batch_size  clips per batch and process
     repeats     clips taken from each decoded video, near each other in time; divides batch_size
-    workers     threads (without a cache and above 4: processes) that prepare batches ahead; 0: none; None: one per core
+    workers     threads that prepare batches ahead, each with a process that reads files; 0: none; None: one per core
     cache       "ram" keeps decoded videos in memory, scaled to what the crops need; "off" decodes every clip anew and cuts it
                 out of the file's own pixels; "auto": "ram" where the videos take at most 4 GB, whatever the machine
     approximate leave out the decoder's deblocking filter: faster, with other pixels; never in evaluation
@@ -119,15 +112,9 @@ class TrainLoader:
         return math.ceil(len(maker.dataset.examples) / (maker.videos_per_batch * maker.world))
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
-        """Batches start_step .. stop_step-1, prepared ahead of time by the workers. DataError where one of them dies."""
+        """Batches start_step .. stop_step-1, prepared ahead of time by the workers: one video at a time for each of them, straight
+        into the memory of its batch."""
         steps = range(start_step, stop_step)
-        if self._maker.cache is None and self.workers > MAX_DECODING_THREADS and steps:
-            yield from self._from_processes(steps)
-        else:
-            yield from self._from_threads(steps)
-
-    def _from_threads(self, steps: range) -> Iterator[Batch]:
-        """One video at a time for every thread, straight into the memory of its batch."""
         maker, videos = self._maker, self._maker.videos_per_batch
         rooms: deque[Tensor] = deque()  # of batches that are begun and not yet handed over
 
@@ -142,45 +129,10 @@ class TrainLoader:
                 results = list(islice(made, videos))
                 yield maker.batch(rooms.popleft(), results)
 
-    def _from_processes(self, steps: range) -> Iterator[Batch]:
-        """One batch at a time for every process."""
-        maker = self._maker
-        workers = min(self.workers, len(steps), _cores())
-        # The worker's process and the position in the stream that it reads, for the message when it dies.
-        maker.reading = torch.zeros(workers, 2, dtype=torch.int64).share_memory_()
-        batch_bytes = maker.clip_bytes * maker.config.batch_size
-        loader = DataLoader(
-            maker,
-            sampler=steps,
-            batch_size=None,
-            num_workers=workers,
-            collate_fn=_as_it_is,
-            # As many as fit, and few enough that a death is noticed soon: the others first finish what they were given.
-            prefetch_factor=min(8, max(1, AHEAD_BYTES // (batch_bytes * workers))),
-            pin_memory=self.pinned,
-            generator=torch.Generator(),  # or it would draw from the global one
-        )
-        try:
-            yield from _start(loader)
-        except (RuntimeError, OSError, EOFError) as error:
-            if isinstance(error, RuntimeError):
-                gone = {int(pid) for pid in re.findall(r"\d+", str(error))}
-            else:  # it died while a batch was fetched from it: the connection breaks before the process is quite gone
-                connection.wait([child.sentinel for child in multiprocessing.active_children()], timeout=5)
-                gone = set(maker.reading[:, 0].tolist()) - {0} - {child.pid for child in multiprocessing.active_children()}
-            dead = [int(position) for pid, position in maker.reading.tolist() if pid in gone]
-            if not dead:
-                raise
-            path = maker.example(dead[0])[0].path
-            raise DataError(
-                f"{path}: a worker process died while it read this file ({_first_line(error)}): try `tubelet inspect` on it; where "
-                "memory ran out, lower --loader.workers"
-            ) from error
-
 
 @dataclass
-class _BatchMaker(TorchDataset[Batch]):
-    """Step -> Batch. Goes to worker processes as it is, without a cache."""
+class _BatchMaker:
+    """Step -> Batch."""
 
     dataset: Dataset
     spec: ClipSpec
@@ -190,7 +142,6 @@ class _BatchMaker(TorchDataset[Batch]):
     rank: int
     world: int
     cache: FrameCache | None = None
-    reading: Tensor | None = None
     class_index: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -219,16 +170,6 @@ class _BatchMaker(TorchDataset[Batch]):
         """(Example, epoch) at a position of the stream."""
         epoch, place = divmod(position, len(self.dataset.examples))
         return self.dataset.examples[_permutation(len(self.dataset.examples), self.seed, epoch)[place]], epoch
-
-    def __getitem__(self, step: int) -> Batch:
-        """A whole batch: what a worker process does."""
-        room, worker = self.room(), get_worker_info()
-        results = []
-        for part, position in zip(room.split(self.config.repeats), self.positions(step), strict=True):
-            if worker is not None and self.reading is not None:
-                self.reading[worker.id] = torch.tensor([os.getpid(), position])
-            results.append(self.fill(part, position))
-        return self.batch(room, results)
 
     def fill(self, room: Tensor, position: int) -> "_Filled":
         """Write the clips of one video into `room`, uint8 (repeats,T,H,W,C)."""
@@ -266,37 +207,9 @@ class _BatchMaker(TorchDataset[Batch]):
 
     def _clips(self, example: Example, epoch: int) -> list[tuple[Clip, bool]]:
         """`repeats` augmented clips of one video, from one decode: (clip, was it padded)."""
-        spec, repeats = self.spec, self.config.repeats
-        generators = [generator_for(self.seed, "clip", epoch, example.id, i) for i in range(repeats)]
         whole = self.cache.get(example.path) if self.cache else None
-        count, part = _extent(example, whole)
-        if repeats > 1 and spec.sampling != "segments":
-            part = _neighbourhood(count, part, 2 * span_frames(spec), generators[0])
-        with _naming(example):
-            windows = [train_indices(count, spec, generator, part) for generator in generators]
-        if whole is None:
-            info = probe(example.path)
-            height, width = info.height, info.width
-        else:
-            height, width = whole.frames.shape[-2:]
-        # Drawn before anything is decoded: nothing but what lies within becomes RGB.
-        boxes = [draw_box(height, width, self.augment, spec, generator) for generator in generators]
-        size = (spec.size, spec.size)
-        if whole is None:
-            cuts = [(window, box) for (window, _), box in zip(windows, boxes, strict=True)]
-            clips = decode_cuts(
-                example.path, cuts, size, interpolation=spec.interpolation, approximate=self.config.approximate, id=example.id
-            )
-        else:
-            places = [torch.from_numpy(window) for window, _ in windows]
-            clips = [
-                Clip(resize(cut(whole.frames, box, place), size, spec.interpolation), whole.seconds[place], example.id)
-                for place, box in zip(places, boxes, strict=True)
-            ]
-        return [
-            (replace(clip, frames=vary(clip.frames, self.augment, spec, generator)), padded)
-            for clip, generator, (_, padded) in zip(clips, generators, windows, strict=True)
-        ]
+        job = (example, whole, self.spec, self.augment, self.config, self.seed, epoch)
+        return _clips(*job) if whole else run(example.path, _clips, *job)
 
 
 @dataclass
@@ -307,6 +220,42 @@ class _Filled:
     seconds: list[Tensor]
     padded: int
     problem: str = ""
+
+
+def _clips(
+    example: Example, whole: Clip | None, spec: ClipSpec, augment: AugmentConfig, config: LoaderConfig, seed: int, epoch: int
+) -> list[tuple[Clip, bool]]:
+    """`config.repeats` augmented clips, from the frames of the `whole` video or else from one decode: (clip, was it padded)."""
+    repeats = config.repeats
+    generators = [generator_for(seed, "clip", epoch, example.id, i) for i in range(repeats)]
+    count, part = _extent(example, whole)
+    if repeats > 1 and spec.sampling != "segments":
+        part = _neighbourhood(count, part, 2 * span_frames(spec), generators[0])
+    with _naming(example):
+        windows = [train_indices(count, spec, generator, part) for generator in generators]
+    if whole is None:
+        info = probe(example.path)
+        height, width = info.height, info.width
+    else:
+        height, width = whole.frames.shape[-2:]
+    # Drawn before anything is decoded: nothing but what lies within becomes RGB.
+    boxes = [draw_box(height, width, augment, spec, generator) for generator in generators]
+    size = (spec.size, spec.size)
+    if whole is None:
+        cuts = [(window, box) for (window, _), box in zip(windows, boxes, strict=True)]
+        clips = decode_cuts(
+            example.path, cuts, size, interpolation=spec.interpolation, approximate=config.approximate, id=example.id
+        )
+    else:
+        places = [torch.from_numpy(window) for window, _ in windows]
+        clips = [
+            Clip(resize(cut(whole.frames, box, place), size, spec.interpolation), whole.seconds[place], example.id)
+            for place, box in zip(places, boxes, strict=True)
+        ]
+    return [
+        (replace(clip, frames=vary(clip.frames, augment, spec, generator)), padded)
+        for clip, generator, (_, padded) in zip(clips, generators, windows, strict=True)
+    ]
 
 
 def load_views(source: str | Path | Example, spec: ClipSpec, clips: int = 1, crops: int = 1) -> tuple[Tensor, Tensor]:
@@ -324,7 +273,8 @@ def each_view(source: str | Path | Example, spec: ClipSpec, clips: int = 1, crop
     """
     _check_least(1, clips=clips, crops=crops)
     for portion in _portions(spec, clips, crops):
-        yield from _views(_example(source), spec, clips, crops, portion)[0]
+        example = _example(source)
+        yield from run(example.path, _views, example, spec, clips, crops, portion)[0]
 
 
 def view_batches(
@@ -356,7 +306,7 @@ def view_batches(
         video, portion = job
         if not video.problem:
             try:
-                return video, _views(video.example, spec, clips, crops, portion)
+                return video, run(video.example.path, _views, video.example, spec, clips, crops, portion)
             except VideoError as error:
                 video.problem = str(error)
         return video, None
@@ -410,7 +360,7 @@ def in_order(
     """`make(item)` for every item, in order, by `workers` threads; 0: none.
 
     They work ahead by as many items of about `item_bytes` as AHEAD_BYTES hold, at least one for every thread. Threads are
-    enough because decoding and torch both let go of the interpreter.
+    enough because they wait for processes that decode, and torch lets go of the interpreter.
     """
     if not workers:
         yield from map(make, items)
@@ -529,22 +479,3 @@ def _stack(clips: list[Clip], spec: ClipSpec) -> tuple[Tensor, Tensor]:
 def _cores() -> int:
     """Cores this process may use, at most MAX_WORKERS."""
     return min(MAX_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-
-
-def _start(loader: "DataLoader[Batch]") -> Iterator[Batch]:
-    """The running loader. A worker's death is then met where its batch is asked for (within seconds): torch's signal handler
-    would raise it in whatever line the main thread happens to be."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
-        return iter(loader)
-    before = signal.getsignal(signal.SIGCHLD)
-    batches = iter(loader)
-    signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
-    return batches
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0].rstrip(". ")
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch

@@ -13,7 +13,7 @@ from pathlib import Path
 from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
 
 from tubelet import __version__
-from tubelet.errors import TubeletError
+from tubelet.errors import TubeletError, printable
 from tubelet.find import did_you_mean, names
 
 SUMMARY = "From a folder of videos to a trained, evaluated, explained video model."
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     except CycloptsError as error:
         message = _one_line(error, arguments)
     except TubeletError as error:
-        message = " ".join(str(error).split())
+        message = printable(" ".join(str(error).split()))
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tubelet.errors import printable
+
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | Sequence[str] | None = None) -> None:
     """Print rows as aligned columns: text to the left, numbers to the right, None as "-".
@@ -33,12 +35,15 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | Sequen
 
 def emit_json(value: Any) -> None:
     """Print one JSON document on stdout, and nothing else may be printed there."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    print(
+        text.encode("utf-8", "backslashreplace").decode()
+    )  # half a surrogate pair (a name that is not UTF-8) as JSON escapes it
 
 
 def note(message: str) -> None:
     """Print progress or a remark on stderr, where it cannot spoil the answer on stdout."""
-    print(message, file=sys.stderr, flush=True)
+    print(printable(message), file=sys.stderr, flush=True)
 
 
 def _cell(value: Any) -> str:

@@ -26,7 +26,7 @@ def command(
         Print a JSON list with one object per video instead.
     """
     from tubelet.classify import predict
-    from tubelet.errors import DataError, VideoError
+    from tubelet.errors import DataError, VideoError, printable
     from tubelet.train.device import choose_device
     from tubelet.weights.load import load_model
 
@@ -44,7 +44,7 @@ def command(
             continue
         answers.append(answer.to_dict())
         if not json:
-            print(f"{path}  ({answer.seconds_taken:.2f} s)")
+            print(f"{printable(path)}  ({answer.seconds_taken:.2f} s)")
             for name, probability in answer.top:
                 print(f"  {probability:6.1%}  {name}")
             spans = ", ".join(f"{clip[0]:.2f}-{clip[-1]:.2f}" for clip in answer.seconds)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from tubelet.errors import VideoError
 from tubelet.records import Example
 from tubelet.video.decode import probe
+from tubelet.video.guard import run
 
 PROBED = 24  # videos whose length is looked up
 
@@ -22,7 +23,7 @@ def fitting_stride(examples: Sequence[Example], frames: int, largest: int = 4) -
     counts = []
     for example in examples[:: max(1, len(examples) // PROBED)][:PROBED]:
         try:
-            info = probe(example.path)
+            info = run(example.path, probe, example.path)
         except VideoError:
             continue
         end = info.duration_seconds if example.end_seconds is None else example.end_seconds

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tubelet.errors import CheckpointError, MissingExtraError
+from tubelet.errors import CheckpointError, MissingExtraError, printable
 
 SECONDS_BETWEEN_LINES = 10  # of progress: no more often where stderr is no terminal, no more seldom anywhere
 
@@ -111,8 +111,8 @@ class Progress:
 
 
 def say(message: str) -> None:
-    """A remark to the person who watches."""
-    print(message, file=sys.stderr, flush=True)
+    """A remark to the person who watches; it may have lines."""
+    print("\n".join(map(printable, message.split("\n"))), file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tubelet import find, models
-from tubelet.errors import DataError, TrainingError
+from tubelet.errors import DataError, TrainingError, printable
 from tubelet.loading import TrainLoader, derive, generator_for, view_batches
 from tubelet.models._model import Model
 from tubelet.records import Batch, Dataset
@@ -303,7 +303,7 @@ class Unreadable:
         for id, reason in (pair for batch in batches for pair in batch.skipped):
             if id not in self.said:
                 self.said[id] = reason
-                say(f"left out: {id}: {reason}")
+                say(printable(f"left out: {id}: {reason}"))
         self.empty_steps = 0 if any(batch.ids for batch in batches) else self.empty_steps + 1
         if self.empty_steps > self.steps_per_epoch:
             reason = next(iter(self.said.values()))

@@ -11,6 +11,7 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from tubelet.errors import VideoError
+from tubelet.video.guard import check_header
 
 BOXES = (b"ftyp", b"moov", b"mdat", b"moof", b"wide", b"free", b"skip", b"sidx", b"styp", b"mfra", b"uuid")  # of an mp4 file
 PLAYLISTS = ("hls", "concat", "dash", "tty", "sdp", "rtsp", "imf")  # text files that point elsewhere, or are drawn as pictures
@@ -21,10 +22,12 @@ def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The open container and its first video stream that is not a cover picture; decoding is single-threaded.
 
     One thread keeps the result of decoding (of damaged files too) the same everywhere; parallel work is done by file.
-    VideoError: empty, cut off, not a video, audio only.
+    VideoError: empty, cut off, not a video, audio only, beyond the limits of `guard`.
     """
     if os.path.isdir(path):
         raise VideoError(f"{path}: is a folder, not a video file")
+    if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe or a device may wait, or read, for ever
+        raise VideoError(f"{path}: is a pipe, a device or a socket, not a video file")
     try:
         if os.path.getsize(path) == 0:
             raise VideoError(f"{path}: the file is empty (0 bytes)")
@@ -42,6 +45,7 @@ def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
         stream = streams[0]
         if stream.codec_context is None:
             raise VideoError(f"{path}: the video is in a codec that this FFmpeg build cannot decode")
+        check_header(path, stream.codec_context.width, stream.codec_context.height, stream.frames)
         stream.codec_context.thread_count = 1
         yield container, stream
 

@@ -1,0 +1,308 @@
+"""Files that nobody vouches for are decoded in processes of their own: a crash, a hang or hunger for memory costs one file.
+
+`run(path, function, ...)` gives function(...), carried out by a worker that has one file at a time. Workers are copies of this
+process (fork), made where none is free, and end with it or after a minute without work. Each job has a limit of processor time,
+which neither a busy machine nor a stopped process uses up, and one of memory beyond what the worker had. A worker that dies is
+replaced and the file tried once more, so that one which somebody killed costs nothing; a file that ends two is refused from then
+on. Where there is no fork (Windows) or it is unsafe (macOS), functions are called here and only the header's limits hold.
+
+LIMITS holds for every command; an environment variable of that name sets another.
+"""
+
+import atexit
+import contextlib
+import faulthandler
+import gc
+import os
+import pickle
+import select
+import signal
+import socket
+import struct
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tubelet.errors import ConfigError, TubeletError, VideoError
+
+LIMITS = {
+    "TUBELET_SECONDS_PER_FILE": 60.0,  # of processor time for one look at a file, and SECONDS_PER_MEGABYTE of its size
+    "TUBELET_GIGABYTES_PER_FILE": 4.0,  # of memory while a file is read: 17 pictures of 8K at 10 bits take 2
+    "TUBELET_MEGAPIXELS": 150.0,  # of one picture: 16384 x 8192 is 134
+    "TUBELET_FRAMES": 10_000_000.0,  # of one file: 92 hours at 30 frames a second
+}
+SECONDS_PER_MEGABYTE = 1.0
+STILL_SECONDS = 60.0  # without any use of the processor: then a worker waits for something that does not come
+IDLE_SECONDS = 60.0
+
+Result = TypeVar("Result")
+
+_idle: dict[int, list["_Worker"]] = {}  # by process: the workers of a parent are not those of its copies
+_refused: dict[tuple[str, int, int, float, float], str] = {}  # path, size, age and limits -> why it is not tried again
+_forking = threading.Lock()
+_guarded = False  # whether this process is a worker itself
+
+
+def limit(name: str) -> float:
+    """The limit called `name` in LIMITS, or what the environment sets; ConfigError where that is no number above 0."""
+    text = os.environ.get(name, "")
+    try:
+        value = float(text) if text else LIMITS[name]
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise ConfigError(f"{name} is {text!r}: it must be a number above 0 (without it, {LIMITS[name]:g} is the limit)")
+    return value
+
+
+def check_header(path: str, width: int, height: int, frames: int) -> None:
+    """VideoError where a file says it holds larger pictures, or more of them, than the limits allow; before any is decoded."""
+    if width * height > limit("TUBELET_MEGAPIXELS") * 1e6:
+        raise VideoError(
+            f"{path}: says its pictures are {width}x{height}, the limit is {limit('TUBELET_MEGAPIXELS'):g} megapixels; if it is "
+            f"right, set TUBELET_MEGAPIXELS={width * height // 1_000_000 + 1}"
+        )
+    if frames > limit("TUBELET_FRAMES"):
+        raise VideoError(
+            f"{path}: has {frames} frames, or says so, the limit is {limit('TUBELET_FRAMES'):.0f}; if it is right, set "
+            f"TUBELET_FRAMES={frames}"
+        )
+
+
+def run(path: str, function: Callable[..., Result], *args: Any, more_bytes: int = 0, **kwargs: Any) -> Result:
+    """function(*args, **kwargs), which reads the file at `path`, by a worker; `more_bytes` of memory beside what decoding needs.
+
+    What the function raises is raised here. VideoError where it exceeds a limit or ends the worker.
+    """
+    if _guarded or sys.platform != "linux":
+        return function(*args, **kwargs)
+    seconds, gigabytes = limit("TUBELET_SECONDS_PER_FILE"), limit("TUBELET_GIGABYTES_PER_FILE")
+    try:
+        stat = os.stat(path)
+        file = (os.path.abspath(path), stat.st_size, stat.st_mtime_ns, seconds, gigabytes)
+    except (OSError, ValueError):  # the function says what is wrong with it
+        file = (path, 0, 0, seconds, gigabytes)
+    if file in _refused:
+        raise VideoError(_refused[file])
+    seconds = round(seconds + SECONDS_PER_MEGABYTE * file[1] / 1e6, 1)
+    job = _packed((function, args, kwargs, seconds, int(gigabytes * 1e9) + more_bytes))
+    for worker in (made() for made in (_free_worker, _Worker)):
+        try:
+            problem, result = worker.answer(job)
+        except _DiedError as died:
+            end = str(died)
+            if end == "SIGPROF":
+                break
+            continue
+        except BaseException:  # Ctrl-C while it worked: its answer must not be taken for that to another question
+            worker.end()
+            raise
+        _idle[os.getpid()].append(worker)
+        if problem is None:
+            answer: Result = result
+            return answer
+        if not isinstance(problem, MemoryError):
+            raise problem
+        end = "memory"
+        break
+    reasons = {
+        "SIGPROF": f"not read within {seconds:g} s of processor time; if it is whole and only long, set TUBELET_SECONDS_PER_FILE",
+        "memory": f"reading it takes more than {gigabytes:g} GB of memory; if it is whole, set TUBELET_GIGABYTES_PER_FILE",
+    }
+    crashed = f"reading it ended two processes ({end}): damaged, or too little memory (fewer workers need less)"
+    _refused[file] = f"{path}: {reasons.get(end, crashed)}"
+    raise VideoError(_refused[file])
+
+
+class _DiedError(Exception):
+    """The worker is gone, by the signal or for the reason named."""
+
+
+class _Worker:
+    """A copy of this process that does one job after another."""
+
+    def __init__(self) -> None:
+        self.socket, theirs = socket.socketpair()
+        with _forking, warnings.catch_warnings():
+            # Python 3.12 warns of other threads. The copy uses nothing of theirs: no lock, no file, no pool of threads.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.pid = os.fork()
+        if not self.pid:
+            try:
+                _serve(theirs)
+            finally:
+                os._exit(0)
+        theirs.close()
+
+    def answer(self, job: list[Any]) -> tuple[Exception | None, Any]:
+        """(what the job raised, what it gave); _DiedError."""
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN)
+        try:
+            _send(self.socket, job)
+            used = None
+            while not poll.poll(STILL_SECONDS * 1000):
+                if used == (used := self._clock_ticks()):
+                    self.end()
+                    raise _DiedError(f"it stood still for {STILL_SECONDS:.0f} s")
+            found: tuple[Exception | None, Any] | None = _receive(self.socket)
+        except OSError:
+            found = None
+        if found is None:
+            raise _DiedError(self.end())
+        return found
+
+    def _clock_ticks(self) -> int:
+        """Processor time it has used."""
+        with open(f"/proc/{self.pid}/stat") as file:
+            return sum(map(int, file.read().rpartition(")")[2].split()[11:13]))
+
+    def runs(self) -> bool:
+        with contextlib.suppress(ChildProcessError):
+            return os.waitpid(self.pid, os.WNOHANG)[0] == 0
+        return False
+
+    def end(self) -> str:
+        """Kill it where it still runs; the name of the signal that ended it."""
+        self.socket.close()
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            gone, status = os.waitpid(self.pid, os.WNOHANG)
+            if not gone:
+                os.kill(self.pid, signal.SIGKILL)
+                _, status = os.waitpid(self.pid, 0)
+            if os.WIFSIGNALED(status):
+                return signal.Signals(os.WTERMSIG(status)).name
+        return "it ended"
+
+
+def _free_worker() -> _Worker:
+    """One that has nothing to do, or a new one. Those that ended meanwhile are waited for."""
+    if os.getpid() not in _idle:
+        _idle[os.getpid()] = []
+        atexit.register(end_idle)
+    idle = _idle[os.getpid()]
+    while idle:
+        with contextlib.suppress(IndexError):  # another thread took it
+            worker = idle.pop()
+            if worker.runs():
+                return worker
+            worker.end()
+    return _Worker()
+
+
+def end_idle() -> None:
+    """End the workers that have nothing to do now, rather than in a minute."""
+    idle = _idle.get(os.getpid(), [])
+    while idle:
+        idle.pop().end()
+
+
+def _serve(connection: socket.socket) -> None:
+    """What a worker does until its parent is gone or nothing comes for a while."""
+    global _guarded
+    _guarded = True
+    # Nothing of the parent's is kept open (the lock of its run folder, the ends of other workers) or finalised here.
+    gc.freeze()
+    faulthandler.disable()
+    os.closerange(3, connection.fileno())
+    os.closerange(connection.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    torch.set_num_threads(1)
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")  # where the machine runs out of memory, a worker goes and not the run
+    most = resource.getrlimit(resource.RLIMIT_AS)[1]
+    connection.settimeout(IDLE_SECONDS)
+    while (job := _receive(connection)) is not None:
+        function, args, kwargs, seconds, memory_bytes = job
+        with open("/proc/self/statm") as file:
+            allowed = int(file.read().split()[0]) * resource.getpagesize() + memory_bytes
+        resource.setrlimit(resource.RLIMIT_AS, (allowed if most < 0 else min(allowed, most), most))
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        try:
+            problem, result = None, function(*args, **kwargs)
+        except Exception as error:
+            problem, result = _plain(error), None
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        connection.settimeout(None)
+        _send(connection, _packed((problem, result)))
+        connection.settimeout(IDLE_SECONDS)
+
+
+def _plain(error: Exception) -> Exception:
+    """The same as can be sent, with the lines it was raised in where it is none of ours; MemoryError where that is behind it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MemoryError) or (isinstance(cause, RuntimeError) and "allocate memory" in str(cause)):
+            return MemoryError()
+        cause = cause.__cause__ or cause.__context__
+    if not isinstance(error, TubeletError):
+        error.add_note("".join(traceback.format_exception(error)))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError("".join(traceback.format_exception(error)))
+    return error
+
+
+class _Pickler(pickle.Pickler):
+    """Tensors as arrays, whose memory travels beside the pickle as it lies."""
+
+    def reducer_override(self, thing: Any) -> Any:
+        if not isinstance(thing, Tensor):
+            return NotImplemented
+        order = sorted(range(thing.ndim), key=thing.stride, reverse=True)
+        return _tensor, (thing.permute(order).contiguous().numpy(), [order.index(dim) for dim in range(thing.ndim)])
+
+
+def _tensor(array: np.ndarray, order: list[int]) -> Tensor:
+    return torch.from_numpy(array).permute(order)
+
+
+def _packed(thing: Any) -> list[Any]:
+    """A pickle and the buffers that belong to it."""
+    text, buffers = BytesIO(), list[Any]()
+    _Pickler(text, protocol=5, buffer_callback=lambda buffer: buffers.append(buffer.raw())).dump(thing)
+    return [text.getbuffer(), *buffers]
+
+
+def _send(connection: socket.socket, packed: list[Any]) -> None:
+    lengths = [part.nbytes for part in packed]
+    connection.sendall(struct.pack(f"<{1 + len(lengths)}Q", len(lengths), *lengths))
+    for part in packed:
+        connection.sendall(part)
+
+
+def _receive(connection: socket.socket) -> Any:
+    """What was sent; None where the other end is closed, or (a worker) no job came."""
+    try:
+        count = _bytes(connection, 8)
+        lengths = struct.unpack(f"<{int.from_bytes(count, 'little')}Q", _bytes(connection, 8 * int.from_bytes(count, "little")))
+        text, *buffers = [_bytes(connection, length) for length in lengths]
+    except (EOFError, ConnectionError):
+        return None
+    return pickle.loads(text, buffers=buffers)
+
+
+def _bytes(connection: socket.socket, count: int) -> bytearray:
+    data = bytearray(count)
+    view, done = memoryview(data), 0
+    while done < count:
+        got = connection.recv_into(view[done:])
+        if not got:
+            raise EOFError
+        done += got
+    return data

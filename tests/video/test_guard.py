@@ -1,0 +1,167 @@
+"""Processes that read files: what they give is what the function gives, and what ends one of them costs one file."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from tubelet.errors import ConfigError, VideoError
+from tubelet.video import guard
+from tubelet.video._index import read_index
+from tubelet.video.decode import decode, probe
+from tubelet.video.guard import run
+from tubelet.video.write import write_video
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> str:
+    write_video(tmp_path / "v.mp4", torch.randint(256, (12, 3, 32, 48), dtype=torch.uint8), fps=10)
+    return str(tmp_path / "v.mp4")
+
+
+def worker() -> int:
+    return os.getpid()
+
+
+def hang() -> None:
+    while True:
+        pass
+
+
+def crash() -> None:
+    ctypes.string_at(0)
+
+
+def crash_once(mark: str) -> int:
+    if not os.path.exists(mark):
+        Path(mark).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 7
+
+
+def fill_memory() -> torch.Tensor:
+    return torch.ones(10**9, dtype=torch.float64)
+
+
+def spoil() -> None:
+    raise ZeroDivisionError("by nought")
+
+
+def open_files() -> list[str]:
+    numbers = [number for number in os.listdir("/proc/self/fd") if int(number) > 2]
+    return [os.path.realpath(f"/proc/self/fd/{number}") for number in numbers]
+
+
+def strides(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return tensor.permute(2, 0, 1), tensor[::2, :0]
+
+
+def test_a_worker_gives_what_the_function_gives(video: str) -> None:
+    ours, theirs = decode(video), run(video, decode, video)
+    assert torch.equal(ours.frames, theirs.frames) and ours.frames.stride() == theirs.frames.stride()
+    assert torch.equal(ours.seconds, theirs.seconds) and theirs.seconds.dtype == torch.float64
+    assert run(video, probe, video) == probe(video)
+    tensor = torch.arange(24).reshape(2, 3, 4)
+    for one, other in zip(strides(tensor), run(video, strides, tensor), strict=True):
+        assert torch.equal(one, other) and one.shape == other.shape
+    theirs.frames[:] = 0  # memory that may be written
+
+
+def test_files_are_read_in_another_process_that_is_used_again(video: str) -> None:
+    first = run(video, worker)
+    assert first != os.getpid() and run(video, worker) == first
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(lambda _: run(video, worker), range(40)))) <= 4
+
+
+def test_errors_come_back(video: str, tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing.mp4")
+    with pytest.raises(VideoError, match=f"^{missing}: no such file"):
+        run(missing, probe, missing)
+    with pytest.raises(ZeroDivisionError, match="by nought") as caught:
+        run(video, spoil)
+    assert "in spoil" in caught.value.__notes__[0]
+
+
+def test_what_crashes_the_reader_costs_this_file(video: str, tmp_path: Path) -> None:
+    other = tmp_path / "other.mp4"
+    other.write_bytes(Path(video).read_bytes())
+    with pytest.raises(VideoError, match=f"^{video}: reading it ended two processes \\(SIGSEGV\\)"):
+        run(video, crash)
+    with pytest.raises(VideoError, match="SIGSEGV"):
+        run(video, probe, video)  # it is remembered
+    assert run(str(other), probe, str(other)).frame_count == 12
+    Path(video).write_bytes(other.read_bytes() + b"a new file")
+    assert run(video, worker)
+
+
+def test_a_worker_that_somebody_killed_costs_nothing(video: str, tmp_path: Path) -> None:
+    os.kill(run(video, worker), signal.SIGKILL)
+    assert run(video, probe, video).frame_count == 12
+    assert run(video, crash_once, str(tmp_path / "mark")) == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "job", "words"),
+    [
+        ("TUBELET_SECONDS_PER_FILE", "0.2", hang, "not read within 0.2 s of processor time; .* set TUBELET_SECONDS_PER_FILE"),
+        (
+            "TUBELET_GIGABYTES_PER_FILE",
+            "0.5",
+            fill_memory,
+            "takes more than 0.5 GB of memory; .* set TUBELET_GIGABYTES_PER_FILE",
+        ),
+    ],
+)
+def test_limits(video: str, monkeypatch: pytest.MonkeyPatch, name: str, value: str, job: object, words: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(VideoError, match=f"^{video}: .*{words}"):
+        run(video, job)  # type: ignore[arg-type]
+    monkeypatch.setenv(name, "many")
+    with pytest.raises(ConfigError, match=f"^{name} is 'many': it must be a number above 0"):
+        run(video, worker)
+
+
+def test_the_header_is_checked_before_anything_is_decoded(video: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        VideoError, match="^v: says its pictures are 100000x100000, .* 150 megapixels; .*TUBELET_MEGAPIXELS=10001"
+    ):
+        guard.check_header("v", 100_000, 100_000, 1)
+    with pytest.raises(VideoError, match="^v: has 1000000000 frames, or says so, the limit is 10000000; .*TUBELET_FRAMES="):
+        guard.check_header("v", 16, 16, 10**9)
+    monkeypatch.setenv("TUBELET_MEGAPIXELS", "0.001")
+    with pytest.raises(VideoError, match="says its pictures are 48x32"):
+        read_index(video, certain=True)
+
+
+def test_a_worker_keeps_no_file_of_ours_open(video: str, tmp_path: Path) -> None:
+    with open(tmp_path / "lock", "w"):
+        guard.end_idle()
+        kept = [path for path in run(video, open_files) if "socket:" not in path and "/proc/" not in path]
+    assert kept == []
+
+
+def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(VideoError, match="is a pipe, a device or a socket"):
+        probe(tmp_path / "pipe.mp4")
+
+
+def test_workers_end_with_their_parent_and_when_told(video: str) -> None:
+    pid = run(video, worker)
+    guard.end_idle()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    program = (
+        "import os, signal; from tubelet.video.guard import run\n"
+        "print(run('v', os.getpid), flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    # Their stdout is the worker's too: this comes back when both are gone.
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, timeout=50)
+    assert done.returncode == -signal.SIGKILL and done.stdout.strip().isdigit()
