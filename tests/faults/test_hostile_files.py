@@ -1,0 +1,92 @@
+"""Files made to do harm, through `inspect`, `predict` and a training epoch: each is answered or named with its reason.
+
+The main process must not crash, hang or grow. Some in every run; the 1,000 take minutes: `pytest -m slow tests/faults`.
+"""
+
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tubelet import models
+from tubelet.records import ClipSpec
+from tubelet.weights.save import save
+
+Corpus = Callable[[Path, int, int], dict[Path, str]]
+SPEC = ClipSpec(frames=4, stride_frames=2, size=16)
+SIZES = {"depth": 1, "patch": 8, "width": 24, "heads": 2, "decoder_width": 24, "decoder_heads": 2, "decoder_depth": 1}
+SECONDS, GIGABYTES = 5, 1  # of processor time and of memory for a file
+TRAINING = (
+    "--clip.frames 4 --clip.size 16 --clip.stride-frames 2 --optim.epochs 1 --loader.batch-size 8 --loader.workers 2 "
+    "--run.report false --model.options.width 24 --model.options.heads 2 --model.options.depth 1 --model.options.patch 8"
+)
+
+
+def tubelet(*arguments: str | Path, seconds: int) -> subprocess.CompletedProcess[str]:
+    """The command as a process; names that are not UTF-8 come back as Python writes them."""
+    environment = os.environ | {
+        "TUBELET_SECONDS_PER_FILE": str(SECONDS), "TUBELET_GIGABYTES_PER_FILE": str(GIGABYTES), "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "tubelet", *map(str, arguments)],
+        env=environment, capture_output=True, text=True, timeout=seconds,
+    )  # fmt: skip
+
+
+def check(corpus: Corpus, tmp_path: Path, count: int, seed: int) -> None:
+    folder = tmp_path / "videos"
+    kinds = corpus(folder, count, seed)
+    ids = {path.relative_to(folder).as_posix(): path for path in kinds}
+    patience = 120 + 2 * count
+
+    done = tubelet("inspect", folder, "--json", seconds=patience)
+    assert done.returncode in (0, 2), done.stderr
+    found = json.loads(done.stdout)
+    unreadable = dict(found["unreadable"])
+    assert found["examples"] == len(kinds) and found["readable"] + len(unreadable) == len(kinds)
+    for id, reason in unreadable.items():
+        assert reason and "\n" not in reason, (id, reason)
+    assert "says its pictures are 15000x15000" in unreadable["bomb.gif"] and "a pipe" in unreadable["pipe.mp4"]
+    for path, kind in kinds.items():
+        if kind.startswith(("whole", "a whole")):
+            assert path.relative_to(folder).as_posix() not in unreadable
+
+    torch.manual_seed(0)
+    model = save(models.build("videomae_tiny", SPEC, ("a", "b"), **SIZES), tmp_path / "model")
+    done = tubelet("predict", model, *ids.values(), "--clips", "2", "--json", seconds=patience)
+    assert done.returncode == 2, done.stderr
+    answers = json.loads(done.stdout)
+    assert len(answers) == len(kinds) and all(answer.get("error") or answer["top"] for answer in answers)
+
+    done = tubelet("pretrain", folder, "--out", tmp_path / "run", *TRAINING.split(), seconds=patience)
+    assert done.returncode == 0, done.stderr
+    named = dict(re.findall(r"^left out: (.*?): (.*)$", done.stderr, re.MULTILINE))
+    skipped = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])["skipped"]
+    assert len(named) == skipped >= len(unreadable)
+
+    most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+    assert most < GIGABYTES + 1, f"{most:.2f} GB"
+    wrong = [answer["error"] for answer in answers if answer.get("error")]
+    reasons = Counter(re.sub(r"\d+|\(.*\)|'.*'", "N", text.rpartition(".")[2].partition(": ")[2]) for text in wrong)
+    print(
+        f"{len(kinds)} files: inspect named {len(unreadable)}, predict {len(wrong)}, training {skipped}; {most:.2f} GB at most"
+    )
+    print(Counter(kinds.values()).most_common(), reasons.most_common(), sep="\n")
+
+
+def test_hostile_files_are_answered_or_named(corpus: Corpus, tmp_path: Path) -> None:
+    check(corpus, tmp_path, 60, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_thousand_hostile_files(corpus: Corpus, tmp_path: Path) -> None:
+    check(corpus, tmp_path, 1000, seed=2)
