@@ -17,13 +17,18 @@ import pytest
 import torch
 
 from tubelet import models
+from tubelet.datasets._files import is_video
+from tubelet.errors import VideoError
 from tubelet.records import ClipSpec
+from tubelet.video.decode import VideoInfo, probe
+from tubelet.video.guard import run
 from tubelet.weights.save import save
 
 Corpus = Callable[[Path, int, int], dict[Path, str]]
 SPEC = ClipSpec(frames=4, stride_frames=2, size=16)
 SIZES = {"depth": 1, "patch": 8, "width": 24, "heads": 2, "decoder_width": 24, "decoder_heads": 2, "decoder_depth": 1}
 SECONDS, GIGABYTES = 5, 1  # of processor time and of memory for a file
+HARMLESS = ("whole", "a whole video with a strange name", "a title that is not UTF-8", "absurd rotation")
 TRAINING = (
     "--clip.frames 4 --clip.size 16 --clip.stride-frames 2 --optim.epochs 1 --loader.batch-size 8 --loader.workers 2 "
     "--run.report false --model.options.width 24 --model.options.heads 2 --model.options.depth 1 --model.options.patch 8"
@@ -56,7 +61,7 @@ def check(corpus: Corpus, tmp_path: Path, count: int, seed: int) -> None:
         assert reason and "\n" not in reason, (id, reason)
     assert "says its pictures are 15000x15000" in unreadable["bomb.gif"] and "a pipe" in unreadable["pipe.mp4"]
     for path, kind in kinds.items():
-        if kind.startswith(("whole", "a whole")):
+        if kind in HARMLESS:
             assert path.relative_to(folder).as_posix() not in unreadable
 
     torch.manual_seed(0)
@@ -90,3 +95,22 @@ def test_hostile_files_are_answered_or_named(corpus: Corpus, tmp_path: Path) -> 
 @pytest.mark.timeout(3600)
 def test_a_thousand_hostile_files(corpus: Corpus, tmp_path: Path) -> None:
     check(corpus, tmp_path, 1000, seed=2)
+
+
+def outcome(read: Callable[[], VideoInfo]) -> VideoInfo | str:
+    try:
+        return read()
+    except VideoError as error:
+        return str(error)
+
+
+def test_odd_files_are_answered_by_a_guarded_process_as_without(shared: Path) -> None:
+    """84 real files, old, broken or hostile. That their frames are FFmpeg's: tests/video/test_decode.py."""
+    paths = [str(path) for path in sorted((shared / "data" / "odd_files").rglob("*")) if is_video(path)]
+    assert len(paths) >= 80
+    guarded = {path: outcome(lambda path=path: run(path, probe, path)) for path in paths}  # type: ignore[misc]
+    assert guarded == {path: outcome(lambda path=path: probe(path)) for path in paths}  # type: ignore[misc]
+    lines = {path: text for path, text in guarded.items() if isinstance(text, str)}
+    assert all(text.startswith(f"{path}: ") and "\n" not in text for path, text in lines.items())
+    assert not [text for text in lines.values() if "reading it" in text or "not read within" in text]
+    print(f"{len(paths)} files: {len(paths) - len(lines)} indexed, {len(lines)} refused with a line")

@@ -92,7 +92,7 @@ def test_errors_come_back(video: str, tmp_path: Path) -> None:
 def test_what_crashes_the_reader_costs_this_file(video: str, tmp_path: Path) -> None:
     other = tmp_path / "other.mp4"
     other.write_bytes(Path(video).read_bytes())
-    with pytest.raises(VideoError, match=f"^{video}: reading it ended two processes \\(SIGSEGV\\)"):
+    with pytest.raises(VideoError, match=f"^{video}: reading it ended 2 processes \\(SIGSEGV\\)"):
         run(video, crash)
     with pytest.raises(VideoError, match="SIGSEGV"):
         run(video, probe, video)  # it is remembered

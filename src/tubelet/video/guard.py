@@ -3,7 +3,7 @@
 `run(path, function, ...)` gives function(...), carried out by a worker that has one file at a time. Workers are copies of this
 process (fork), made where none is free, and end with it or after a minute without work. Each job has a limit of processor time,
 which neither a busy machine nor a stopped process uses up, and one of memory beyond what the worker had. A worker that dies is
-replaced and the file tried once more, so that one which somebody killed costs nothing; a file that ends two is refused from then
+replaced and the file tried again, so that one which somebody killed costs nothing; a file that crashes two is refused from then
 on. Where there is no fork (Windows) or it is unsafe (macOS), functions are called here and only the header's limits hold.
 
 LIMITS holds for every command; an environment variable of that name sets another.
@@ -42,6 +42,7 @@ LIMITS = {
 SECONDS_PER_MEGABYTE = 1.0
 STILL_SECONDS = 60.0  # without any use of the processor: then a worker waits for something that does not come
 IDLE_SECONDS = 60.0
+MOST_KILLS = 5  # of workers with one file, by others (somebody, or a system that is out of memory): no decoder kills itself so
 
 Result = TypeVar("Result")
 
@@ -94,12 +95,13 @@ def run(path: str, function: Callable[..., Result], *args: Any, more_bytes: int 
         raise VideoError(_refused[file])
     seconds = round(seconds + SECONDS_PER_MEGABYTE * file[1] / 1e6, 1)
     job = _packed((function, args, kwargs, seconds, int(gigabytes * 1e9) + more_bytes))
-    for worker in (made() for made in (_free_worker, _Worker)):
+    for tried in range(1, MOST_KILLS + 1):
+        worker = _free_worker() if tried == 1 else _Worker()
         try:
             problem, result = worker.answer(job)
         except _DiedError as died:
             end = str(died)
-            if end == "SIGPROF":
+            if end == "SIGPROF" or (end != "SIGKILL" and tried > 1):
                 break
             continue
         except BaseException:  # Ctrl-C while it worked: its answer must not be taken for that to another question
@@ -117,7 +119,7 @@ def run(path: str, function: Callable[..., Result], *args: Any, more_bytes: int 
         "SIGPROF": f"not read within {seconds:g} s of processor time; if it is whole and only long, set TUBELET_SECONDS_PER_FILE",
         "memory": f"reading it takes more than {gigabytes:g} GB of memory; if it is whole, set TUBELET_GIGABYTES_PER_FILE",
     }
-    crashed = f"reading it ended two processes ({end}): damaged, or too little memory (fewer workers need less)"
+    crashed = f"reading it ended {tried} processes ({end}): damaged, or too little memory (fewer workers need less)"
     _refused[file] = f"{path}: {reasons.get(end, crashed)}"
     raise VideoError(_refused[file])
 
