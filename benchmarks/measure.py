@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from tubelet.video.guard import end_idle
 from tubelet.video.write import write_video
 
 PACKAGES = ("torch", "transformers", "av", "pillow", "torchcodec", "opencv-python-headless")
@@ -57,7 +58,9 @@ def interleaved(
 
 
 def cpu_seconds() -> float:
-    """A clock: the processor time of this process and of its children that have ended, such as a DataLoader's workers."""
+    """A clock: the processor time of this process and of its children that have ended, such as a DataLoader's workers and
+    ours, which are ended for it."""
+    end_idle()
     spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(one.ru_utime + one.ru_stime for one in spent)
 

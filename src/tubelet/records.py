@@ -143,8 +143,3 @@ class Batch:
         labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
         frames = self.frames.to(device, non_blocking=True)
         return Batch(frames, self.seconds, self.ids, labels, self.skipped, self.padded)
-
-    def pin_memory(self) -> "Batch":
-        """The same batch with its tensors where a GPU can copy from while it computes; what torch's DataLoader asks for."""
-        labels = None if self.labels is None else self.labels.pin_memory()
-        return Batch(self.frames.pin_memory(), self.seconds, self.ids, labels, self.skipped, self.padded)

@@ -84,6 +84,8 @@ def test_errors_come_back(video: str, tmp_path: Path) -> None:
     missing = str(tmp_path / "missing.mp4")
     with pytest.raises(VideoError, match=f"^{missing}: no such file"):
         run(missing, probe, missing)
+    with pytest.raises(VideoError, match="embedded null byte"):
+        run("a\0b.mp4", probe, "a\0b.mp4")
     with pytest.raises(ZeroDivisionError, match="by nought") as caught:
         run(video, spoil)
     assert "in spoil" in caught.value.__notes__[0]

@@ -82,8 +82,8 @@ def read_index(path: str, certain: bool = False) -> Index:
     """
     try:
         stat = os.stat(path)
-    except OSError as error:
-        raise VideoError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+    except (OSError, ValueError) as error:  # the latter: a name that no file can have
+        raise VideoError(f"{path}: {reason(error).lower()}") from error
     key = (os.path.abspath(path), stat.st_size, stat.st_mtime_ns)
     with _lock:
         if not certain and key in _cache:
