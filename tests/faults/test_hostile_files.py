@@ -13,12 +13,14 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tubelet import models
+from tubelet import datasets, models
 from tubelet.datasets._files import is_video
-from tubelet.errors import VideoError
+from tubelet.errors import DataError, VideoError
+from tubelet.prepare import prepare
 from tubelet.records import ClipSpec
 from tubelet.video.decode import VideoInfo, probe
 from tubelet.video.guard import run
@@ -95,6 +97,29 @@ def test_hostile_files_are_answered_or_named(corpus: Corpus, tmp_path: Path) -> 
 @pytest.mark.timeout(3600)
 def test_a_thousand_hostile_files(corpus: Corpus, tmp_path: Path) -> None:
     check(corpus, tmp_path, 1000, seed=2)
+
+
+def test_names_that_are_not_utf8_are_prepared_trained_on_and_reported(motion_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    for number, path in enumerate(sorted(motion_folder.rglob("*.mp4"))[:4]):
+        (tmp_path / "videos" / os.fsdecode(b"%d\xff.mp4" % number)).write_bytes(path.read_bytes())
+    made = [prepare(tmp_path / "videos", tmp_path / "copies").new for _ in range(2)]
+    assert made == [4, 0], "what was recorded is not found again"
+    settings = TRAINING.replace("--run.report false", "")
+    done = tubelet("pretrain", tmp_path / "copies", "--out", tmp_path / "run", *settings.split(), seconds=100)
+    assert done.returncode == 0 and (tmp_path / "run" / "report.html").is_file(), done.stderr
+    model = tmp_path / "run" / "model"
+    done = tubelet("embed", model, tmp_path / "copies", "--out", tmp_path / "f.parquet", "--json", seconds=100)
+    assert done.returncode == 0 and json.loads(done.stdout)["rows"] == 4, done.stderr
+    assert pq.read_table(tmp_path / "f.parquet")["id"].to_pylist()[0] == "0\\udcff.mp4"
+
+
+def test_a_class_whose_name_is_not_utf8_is_refused_before_training(corpus: Corpus, tmp_path: Path) -> None:
+    corpus(tmp_path / "videos", 0, 0)
+    os.mkdir(os.fsencode(tmp_path / "videos") + b"/cl\xff")
+    (tmp_path / "videos" / "whole.mp4").rename(tmp_path / "videos" / os.fsdecode(b"cl\xff") / "a.mp4")
+    with pytest.raises(DataError, match="is a class whose name is not UTF-8"):
+        datasets.read(tmp_path / "videos")
 
 
 def outcome(read: Callable[[], VideoInfo]) -> VideoInfo | str:

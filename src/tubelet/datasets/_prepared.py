@@ -79,7 +79,8 @@ def write(folder: Path, job: Job, made: Iterable[Made]) -> None:
 
 def line(entry: Job | Made) -> str:
     """One line of the record."""
-    return json.dumps(asdict(entry), ensure_ascii=False) + "\n"
+    text = json.dumps(asdict(entry), ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode() + "\n"  # a name that is not UTF-8, as JSON escapes it
 
 
 def write_text(path: Path, text: str) -> None:

@@ -52,6 +52,9 @@ def read(path: str | Path) -> Dataset:
         for name, part in zip(found, parts, strict=True)
     )
     classes = tuple(sorted({example.label for example in examples if example.label is not None}, key=natural))
+    for name in classes:
+        if any("\ud800" <= c <= "\udfff" for c in name):  # how Python holds bytes of a name that are not UTF-8
+            raise DataError(f"{folder / name} is a class whose name is not UTF-8, so no model can store it: rename the folder")
     return Dataset(examples, classes, may_flip(classes))
 
 

@@ -57,7 +57,9 @@ def update(folder: str | Path, pictures: Mapping[str, bytes] | None = None, **se
     for name, content in (pictures or {}).items():
         write_atomically(folder / "pictures" / name, content)
     text = json.dumps(without_nan(whole), indent=1, ensure_ascii=False, allow_nan=False)
-    write_atomically(folder / "report.json", text.encode())
+    write_atomically(
+        folder / "report.json", text.encode("utf-8", "backslashreplace")
+    )  # a name that is not UTF-8, as JSON escapes it
     return render(folder)
 
 
@@ -93,7 +95,7 @@ def render(folder: str | Path) -> Path:
 
     folder = Path(folder)
     path = folder / "report.html"
-    write_atomically(path, page(folder, load(folder), read_log(folder)).encode())
+    write_atomically(path, page(folder, load(folder), read_log(folder)).encode("utf-8", "backslashreplace"))
     return path
 
 
