@@ -1,18 +1,26 @@
 """What is in this video? The most probable classes of one file, with the times of the frames that were looked at."""
 
+import json
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from tubelet.errors import CheckpointError, ConfigError
-from tubelet.evaluate.multiview import crops_of
+from tubelet.evaluate.multiview import crops_of, videos, views
+from tubelet.features import fingerprint
 from tubelet.loading import each_view
 from tubelet.models._model import Model
+from tubelet.records import Example
 from tubelet.video.decode import probe
 from tubelet.video.guard import run
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -54,29 +62,76 @@ def predict(model: Model, path: str | Path, clips: int = 5, crops: int | None = 
     crops None is 3, or 1 for a model that sees the whole frame squeezed (clip.fit "stretch").
     Raises CheckpointError for a model without classes, VideoError for a file that cannot be decoded.
     """
+    _check(model, top)
+    crops = crops_of(model.spec, crops)
+    started = time.perf_counter()
+    model.eval()
+    device = next(model.parameters()).device
+    # One view at a time: memory stays flat, and on one file nothing is won by a batch.
+    chances, seconds = [], []
+    for view in each_view(path, model.spec, clips, crops):
+        chances.append(model(view.frames[None].to(device))["logits"][0].double().softmax(dim=0).cpu())
+        seconds.append(view.seconds)
+    answer = _most_probable(model, torch.stack(chances).mean(dim=0), top, path)
+    times = tuple(tuple(round(float(s), 4) for s in clip) for clip in seconds[::crops])
+    taken = time.perf_counter() - started
+    return Prediction(str(path), answer, times, clips, crops, taken, _warnings(model, path))
+
+
+def predict_table(
+    model: Model,
+    examples: Sequence[Example],
+    clips: int = 5,
+    crops: int | None = None,
+    top: int = 5,
+    batch_size: int = 8,
+    workers: int | None = None,
+    on_missing: Callable[[str, str], None] | None = None,
+) -> "pa.Table":
+    """What `predict` says about the readable Examples, in their order, a row each; on_missing(id, reason) for the others.
+
+    Columns id, path, start_seconds and end_seconds (what was looked at), classes and probabilities (lists, most probable
+    first). The schema's metadata holds the model's name and fingerprint and its ClipSpec. Errors as `predict`.
+    """
+    import pyarrow as pa
+
+    _check(model, top)
+    rows: list[tuple[Any, ...]] = []
+    found = views(model, examples, clips, crops_of(model.spec, crops), batch_size, workers, on_missing)
+    for video in videos(found):
+        assert video.probabilities is not None
+        chances = _most_probable(model, video.probabilities, top, video.example.path)
+        names, values = zip(*chances, strict=True)
+        times = float(video.seconds.min()), float(video.seconds.max())
+        rows.append((video.example.id, video.example.path, *times, names, values))
+    about = {"model": model.name, "fingerprint": fingerprint(model), "clip": json.dumps(model.spec.to_dict())}
+    columns = [
+        ("id", pa.string()),
+        ("path", pa.string()),
+        ("start_seconds", pa.float64()),
+        ("end_seconds", pa.float64()),
+        ("classes", pa.list_(pa.string())),
+        ("probabilities", pa.list_(pa.float64())),
+    ]
+    schema = pa.schema(columns, metadata={f"tubelet.{key}": value for key, value in about.items()})
+    return pa.table([list(column) for column in zip(*rows, strict=True)] or [[] for _ in columns], schema=schema)
+
+
+def _check(model: Model, top: int) -> None:
     if not model.class_names:
         raise CheckpointError(
             f"{model.name} was never taught classes, so it cannot predict any: give a fine-tuned model, or use `tubelet embed`"
         )
     if top < 1:
         raise ConfigError(f"top is {top}: ask for 1 class or more")
-    crops = crops_of(model.spec, crops)
-    started = time.perf_counter()
-    model.eval()
-    device = next(model.parameters()).device
-    # One view at a time: memory stays flat, and on one file nothing is won by a batch.
-    views, seconds = [], []
-    for view in each_view(path, model.spec, clips, crops):
-        views.append(model(view.frames[None].to(device))["logits"][0].double().softmax(dim=0).cpu())
-        seconds.append(view.seconds)
-    probabilities = torch.stack(views).mean(dim=0)
+
+
+def _most_probable(model: Model, probabilities: Tensor, top: int, path: str | Path) -> tuple[tuple[str, float], ...]:
+    """(class, probability) pairs of the mean probabilities (K,) of a video."""
     if not torch.isfinite(probabilities).all():
         raise CheckpointError(f"the model answers NaN for {path}: its weights are broken; try an earlier checkpoint of the run")
     values, indices = probabilities.topk(min(top, len(model.class_names)))
-    answer = tuple((model.class_names[int(i)], float(p)) for p, i in zip(values, indices, strict=True))
-    times = tuple(tuple(round(float(s), 4) for s in clip) for clip in seconds[::crops])
-    taken = time.perf_counter() - started
-    return Prediction(str(path), answer, times, clips, crops, taken, _warnings(model, path))
+    return tuple((model.class_names[int(i)], float(p)) for p, i in zip(values, indices, strict=True))
 
 
 def _warnings(model: Model, path: str | Path) -> tuple[str, ...]:

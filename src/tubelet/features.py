@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from tubelet.evaluate.multiview import View, videos, views
 from tubelet.loading import each_view
 from tubelet.models._model import Model
 from tubelet.records import Example
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Per = Literal["video", "clip"]
 
@@ -57,6 +60,19 @@ def embed(
         yield feature(view)
 
 
+def embed_table(
+    model: Model,
+    examples: Sequence[Example],
+    per: Per = "video",
+    clips: int = 5,
+    batch_size: int = 8,
+    workers: int | None = None,
+    on_missing: Callable[[str, str], None] | None = None,
+) -> "pa.Table":
+    """What `embed` gives, even nothing, as one table (see `schema`)."""
+    return as_table(list(embed(model, examples, per, clips, batch_size, workers, on_missing)), schema(model, per))
+
+
 def feature(view: View) -> Feature:
     """The View (or the average of several) as a Feature."""
     start, end = float(view.seconds.min()), float(view.seconds.max())
@@ -82,17 +98,13 @@ def fingerprint(model: Model) -> str:
     return digest.hexdigest()
 
 
-def write_parquet(path: str | Path, features: Iterable[Feature], model: Model, per: Per = "video", rows: int = 1024) -> int:
-    """Write features to a Parquet file as they come, `rows` to a group; gives the number of rows.
+def schema(model: Model, per: Per = "video") -> "pa.Schema":
+    """Columns id, path, start_seconds, end_seconds, vector (fixed-size list of float32).
 
-    Columns id, path, start_seconds, end_seconds, vector (fixed-size list of float32). The schema's metadata holds
-    the model's name and fingerprint, its ClipSpec and `per`. The file appears whole or not at all. DataError when
-    there is no feature, CheckpointError where nothing can be written.
+    Its metadata holds the model's name and fingerprint, its ClipSpec and `per`.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    path = Path(path)
     about = {
         "model": model.name,
         "fingerprint": fingerprint(model),
@@ -104,31 +116,43 @@ def write_parquet(path: str | Path, features: Iterable[Feature], model: Model, p
         ("path", pa.string()),
         ("start_seconds", pa.float64()),
         ("end_seconds", pa.float64()),
+        ("vector", pa.list_(pa.float32(), model.width)),
     ]
-    schema = pa.schema(
-        [*columns, ("vector", pa.list_(pa.float32(), model.width))],
-        metadata={f"tubelet.{k}": v for k, v in about.items()},
-    )
+    return pa.schema(columns, metadata={f"tubelet.{k}": v for k, v in about.items()})
 
-    def group(held: list[Feature]) -> pa.Table:
-        flat = pa.array(torch.stack([row.vector for row in held]).flatten().numpy())
-        vectors = pa.FixedSizeListArray.from_arrays(flat, model.width)
-        plain = [[_utf8(getattr(row, name)) for row in held] for name, _ in columns]
-        return pa.table([*plain, vectors], schema=schema)
 
+def as_table(features: Sequence[Feature], schema: "pa.Schema") -> "pa.Table":
+    """Features, even none, as rows of the table that `schema` describes."""
+    import pyarrow as pa
+
+    *plain, last = schema
+    columns = [pa.array([_utf8(getattr(row, field.name)) for row in features], field.type) for field in plain]
+    flat = torch.stack([row.vector for row in features]).flatten() if features else torch.empty(0)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat.numpy()), last.type.list_size)
+    return pa.table([*columns, vectors], schema=schema)
+
+
+def write_parquet(path: str | Path, features: Iterable[Feature], model: Model, per: Per = "video", rows: int = 1024) -> int:
+    """Write features to a Parquet file (see `schema`) as they come, `rows` to a group; gives the number of rows.
+
+    The file appears whole or not at all. DataError when there is no feature, CheckpointError where nothing can be written.
+    """
+    import pyarrow.parquet as pq
+
+    path, columns = Path(path), schema(model, per)
     waiting = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     count, held = 0, []
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with pq.ParquetWriter(waiting, schema) as writer:
+        with pq.ParquetWriter(waiting, columns) as writer:
             for row in features:
                 held.append(row)
                 count += 1
                 if len(held) == rows:
-                    writer.write_table(group(held))
+                    writer.write_table(as_table(held, columns))
                     held = []
             if held:
-                writer.write_table(group(held))
+                writer.write_table(as_table(held, columns))
         if count == 0:
             raise DataError("no video could be read, so there is no feature to write")
         os.replace(waiting, path)

@@ -1,4 +1,4 @@
-"""`tubelet embed`: videos as vectors in a Parquet file."""
+"""`tubelet embed`: videos as vectors in a Parquet file, or in a folder of them."""
 
 from typing import Literal
 
@@ -8,17 +8,20 @@ from tubelet.cli._print import emit_json, note
 def command(
     model: str,
     *data: str,
-    out: str = "features.parquet",
+    out: str = "",
     per: Literal["video", "clip"] = "video",
     clips: int = 5,
     batch_size: int = 8,
     workers: int | None = None,
     device: str = "auto",
+    engine: Literal["local", "torchrun", "ray"] | None = None,
+    partition_size: int = 1024,
     json: bool = False,
 ) -> int:
     """Write a vector for every video, or for every clip, with its id and its start and end seconds.
 
-    A video that cannot be read is named; the others are still written, and the exit code is 2.
+    A video that cannot be read is named; the others are still written, and the exit code is 2. For very many videos there is
+    `--engine`: a folder of Parquet partitions that several processes fill, and that the same command completes after a stop.
 
     Parameters
     ----------
@@ -27,7 +30,8 @@ def command(
     data
         Video files, folders or tables.
     out
-        The Parquet file to write: id, path, start_seconds, end_seconds, vector.
+        The Parquet file to write: id, path, start_seconds, end_seconds, vector. Default: features.parquet, and the folder
+        features with --engine.
     per
         "video": one vector per video, the mean over its clips. "clip": one per clip.
     clips
@@ -38,14 +42,27 @@ def command(
         Threads that decode. Default: one per core.
     device
         "auto", "cpu" or "cuda".
+    engine
+        Write a folder: "local" in this process, "torchrun" in every process that torchrun starts, "ray" on a Ray cluster.
+        Finished partitions are not done again, broken videos are rows of OUT/errors, and the exit code is 0.
+    partition_size
+        Videos to a partition.
     json
         Print a JSON object that says what was written.
     """
+    from functools import partial
+
     from tubelet import datasets
-    from tubelet.features import embed, write_parquet
+    from tubelet.cli._partitions import answer_all
+    from tubelet.features import embed, embed_table, write_parquet
     from tubelet.train.device import choose_device
     from tubelet.weights.load import load_model
 
+    if engine:
+        table = partial(embed_table, per=per, clips=clips, batch_size=batch_size, workers=workers)
+        asked = {"what": "embed", "per": per, "clips": clips}
+        return answer_all(engine, model, data, out or "features", asked, table, partition_size, device, json)
+    out = out or "features.parquet"
     network = load_model(model, choose_device(device))
     examples = datasets.read_many(data).examples
     missing: list[dict[str, str]] = []

@@ -1,19 +1,36 @@
 """`tubelet predict`: what is in these videos?"""
 
+from typing import Literal
+
 from tubelet.cli._print import emit_json, note
 
 
 def command(
-    model: str, *videos: str, top: int = 5, clips: int = 5, crops: int | None = None, device: str = "auto", json: bool = False
+    model: str,
+    *videos: str,
+    top: int = 5,
+    clips: int = 5,
+    crops: int | None = None,
+    device: str = "auto",
+    engine: Literal["local", "torchrun", "ray"] | None = None,
+    out: str = "predictions",
+    partition_size: int = 1024,
+    batch_size: int = 8,
+    workers: int | None = None,
+    json: bool = False,
 ) -> int:
     """Print the most probable classes of each video, the times that were looked at and the seconds it took.
+
+    For very many videos there is `--engine`: a folder of Parquet partitions (id, path, start_seconds, end_seconds, classes,
+    probabilities) that several processes fill, and that the same command completes after a stop.
 
     Parameters
     ----------
     model
         Run folder, model folder or checkpoint of a model that was taught classes.
     videos
-        Video files. One that cannot be read is named; the others are still answered, and the exit code is 2.
+        Video files; with --engine folders and tables too. One that cannot be read is named; the others are still answered,
+        and the exit code is 2.
     top
         How many classes to print.
     clips
@@ -22,16 +39,34 @@ def command(
         Crops of each window, averaged like the windows. Default: 3, or 1 for a model that sees the whole frame squeezed.
     device
         "auto", "cpu" or "cuda".
+    engine
+        Write a folder: "local" in this process, "torchrun" in every process that torchrun starts, "ray" on a Ray cluster.
+        Finished partitions are not done again, broken videos are rows of OUT/errors, and the exit code is 0.
+    out
+        The folder that --engine writes.
+    partition_size
+        Videos to a partition of it.
+    batch_size
+        Clips per forward pass with --engine.
+    workers
+        Threads that decode with --engine. Default: one per core.
     json
-        Print a JSON list with one object per video instead.
+        Print a JSON list with one object per video instead; with --engine one object that says what was written.
     """
-    from tubelet.classify import predict
+    from functools import partial
+
+    from tubelet.classify import predict, predict_table
+    from tubelet.cli._partitions import answer_all
     from tubelet.errors import DataError, VideoError, printable
     from tubelet.train.device import choose_device
     from tubelet.weights.load import load_model
 
     if not videos:
         raise DataError("no video given: tubelet predict MODEL VIDEO...")
+    if engine:
+        table = partial(predict_table, clips=clips, crops=crops, top=top, batch_size=batch_size, workers=workers)
+        asked = {"what": "predict", "clips": clips, "crops": crops, "top": top}
+        return answer_all(engine, model, videos, out, asked, table, partition_size, device, json)
     network = load_model(model, choose_device(device))
     answers, failed = [], 0
     for path in videos:

@@ -1,0 +1,223 @@
+"""Partitions: many processes and restarts give the table of one unbroken run, and no video is answered twice."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from tubelet import datasets, features, models, partitions
+from tubelet.classify import predict, predict_table
+from tubelet.cli import main
+from tubelet.errors import CheckpointError, ConfigError, DataError
+from tubelet.records import ClipSpec, Example
+from tubelet.weights.save import save
+
+SPEC = ClipSpec(frames=4, stride_frames=2, size=32)
+SIZES = {"depth": 1, "patch": 8, "width": 48, "heads": 2, "decoder_width": 24, "decoder_heads": 2, "decoder_depth": 1}
+EMBED = ("--clips", "2", "--partition-size", "4", "--workers", "0", "--out")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> Path:
+    """models `plain` and `taught`."""
+    torch.manual_seed(0)
+    place = tmp_path_factory.mktemp("models")
+    taught = models.build("videomae_tiny", SPEC, ("a", "b", "c"), **SIZES)
+    torch.nn.init.normal_(taught.head.weight)
+    save(taught, place / "taught")
+    save(models.build("videomae_tiny", SPEC, **SIZES), place / "plain")
+    return place
+
+
+@pytest.fixture(scope="module")
+def data(motion_folder, tmp_path_factory) -> Path:
+    """22 videos of which 2 are broken: 6 partitions of 4."""
+    folder = tmp_path_factory.mktemp("data")
+    videos = sorted(motion_folder.rglob("*.mp4"))
+    for number in range(20):
+        (folder / f"{number:02}.mp4").write_bytes(videos[number % len(videos)].read_bytes())
+    (folder / "05 empty.mp4").write_bytes(b"")
+    (folder / "17 text.mp4").write_text("not a video")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unbroken(folders, data) -> pa.Table:
+    """What one call of `embed` over all videos gives."""
+    from tubelet.weights.load import load_model
+
+    return features.embed_table(load_model(folders / "plain"), datasets.read(data).examples, clips=2, workers=0)
+
+
+def command(*words: str | Path) -> list[str]:
+    return [sys.executable, "-W", "error", "-m", "tubelet", *map(str, words)]
+
+
+def same(found: pa.Table, expected: pa.Table) -> None:
+    """Equal but for the last bits of the vectors: videos share other batches in partitions."""
+    assert found.drop_columns("vector") == expected.drop_columns("vector") and found.schema.metadata == expected.schema.metadata
+    for ours, theirs in zip(found["vector"].to_pylist(), expected["vector"].to_pylist(), strict=True):
+        torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs))
+
+
+def check_whole(out: Path, expected: pa.Table) -> None:
+    same(pq.read_table(out / "results"), expected)
+    errors = pq.read_table(out / "errors")
+    assert errors.column_names == ["id", "path", "reason"] and errors["id"].to_pylist() == ["05 empty.mp4", "17 text.mp4"]
+    assert "the file is empty" in errors["reason"][0].as_py() and errors["path"][1].as_py().endswith("17 text.mp4")
+    names = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    parts = [f"part-{number:05d}.parquet" for number in range(6)]
+    assert names == [*(f"errors/{name}" for name in parts), "manifest.json", *(f"results/{name}" for name in parts)]
+
+
+def test_partitions_hold_every_video_once_in_order(folders, data, unbroken, tmp_path, capsys):
+    assert main(["embed", str(folders / "plain"), str(data), *EMBED, str(tmp_path / "out"), "--engine", "local", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["partitions"], said["finished"], said["made"], said["rows"], said["missing"]) == (6, 6, 6, 20, 2)
+    check_whole(tmp_path / "out", unbroken)
+    rows = [pq.read_metadata(path).num_rows for path in sorted((tmp_path / "out" / "results").iterdir())]
+    assert rows == [4, 3, 4, 4, 3, 2]
+
+
+@pytest.mark.parametrize("after", [1, 4])
+def test_a_killed_process_is_continued(folders, data, unbroken, tmp_path, after):
+    """Killed for good as soon as some partitions are there; they keep their files, and the whole is that of one run."""
+    out = tmp_path / "out"
+    words = command("embed", folders / "plain", data, *EMBED, out, "--engine", "local", "--json")
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for _ in range(after):
+        assert "partition" in process.stderr.readline()
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    process.stderr.close()
+    before = {path: path.stat().st_mtime_ns for path in (out / "results").glob("part-*.parquet")}
+    assert len(before) >= after
+    # What a process that was killed while writing leaves: drafts, and errors without results.
+    number = len(before)
+    if number < 6:
+        (out / "results" / f".part-{number:05d}.parquet.1.tmp").write_bytes(b"PAR1")
+        (out / "errors" / f"part-{number:05d}.parquet").write_bytes(b"PAR1")
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["made"] == 6 - len(before)
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "what was finished is not done again"
+    check_whole(out, unbroken)
+
+
+def test_two_processes_of_torchrun_give_the_table_of_one(folders, data, unbroken, tmp_path):
+    out = tmp_path / "out"
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tubelet"]
+    words = [*start, "embed", folders / "plain", data, *EMBED, out, "--engine", "torchrun"]
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if "partition " in line]
+    by_rank = {
+        rank: sorted(int(line.split("partition ")[1].split()[0]) for line in lines if f"rank {rank}:" in line)
+        for rank in (0, 1)
+    }
+    assert by_rank == {0: [1, 3, 5], 1: [2, 4, 6]}
+    check_whole(out, unbroken)
+
+
+def test_ray_workers_give_the_table_of_one_process(folders, data, unbroken, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'tubelet[ray]'")
+    out = tmp_path / "out"
+    words = [
+        word
+        for word in command("embed", folders / "plain", data, *EMBED, out, "--engine", "ray")
+        if word not in ("-W", "error")
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    check_whole(out, unbroken)
+
+
+def test_ray_that_is_missing_is_said(folders, data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert main(["embed", str(folders / "plain"), str(data), *EMBED, str(tmp_path / "out"), "--engine", "ray"]) == 2
+    assert capsys.readouterr().err == "error: --engine ray needs Ray: pip install 'tubelet[ray]'\n"
+
+
+def test_predictions_are_those_of_single_files(folders, data, tmp_path, capsys):
+    from tubelet.weights.load import load_model
+
+    words = ["predict", str(folders / "taught"), str(data), "--out", str(tmp_path / "out"), "--engine", "local"]
+    assert main([*words, "--clips", "2", "--top", "2", "--partition-size", "7"]) == 0
+    assert "20 rows in" in capsys.readouterr().out
+    found, model = pq.read_table(tmp_path / "out" / "results").to_pylist(), load_model(folders / "taught")
+    assert [row["id"] for row in found] == [e.id for e in datasets.read(data).examples if " " not in e.id]
+    for row in found[::5]:
+        answer = predict(model, row["path"], 2, top=2)
+        assert row["classes"] == [name for name, _ in answer.top]
+        assert row["probabilities"] == pytest.approx([p for _, p in answer.top], abs=1e-5)
+        assert row["start_seconds"] == pytest.approx(answer.seconds[0][0], abs=1e-3)
+        assert row["end_seconds"] == pytest.approx(answer.seconds[-1][-1], abs=1e-3)
+    assert predict_table(model, []).num_rows == 0
+    with pytest.raises(CheckpointError, match="never taught classes"):
+        predict_table(load_model(folders / "plain"), [])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (["--clips", "3"], "clips 2, not 3"),
+        (["--per", "clip"], "per video, not clip"),
+        (["--partition-size", "5"], "partition_size 4, not 5"),
+        (["more"], "videos 22, not 23"),
+        (["other model"], "fingerprint "),
+    ],
+)
+def test_a_folder_that_was_begun_otherwise_is_refused(folders, data, tmp_path, capsys, change, said):
+    out, model = tmp_path / "out", str(folders / "plain")
+    examples = datasets.read(data).examples
+    from tubelet.weights.load import load_model
+
+    network = load_model(model)
+    asked = {"what": "embed", "per": "video", "clips": 2, "model": network.name, "fingerprint": features.fingerprint(network)}
+    partitions.begin(out, examples, asked, 4)
+    before = (out / "manifest.json").read_bytes()
+    paths, settings = [str(data)], list(EMBED)
+    if change == ["more"]:
+        paths.append(str(data / "00.mp4"))
+    elif change == ["other model"]:
+        model = str(save(models.build("videomae_tiny", SPEC, **SIZES), tmp_path / "other"))
+    elif change[0] in settings:
+        settings[settings.index(change[0]) + 1] = change[1]
+    else:
+        settings = [*change, *settings]
+    assert main(["embed", model, *paths, *settings, str(out), "--engine", "local"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {out} was begun with ") and said in error and "choose another --out" in error
+    assert [path.name for path in out.iterdir()] == ["manifest.json"] and (out / "manifest.json").read_bytes() == before
+
+
+def test_what_cannot_be_begun_is_said(tmp_path):
+    one = Example("a.mp4", "a")
+    with pytest.raises(DataError, match="no video"):
+        partitions.begin(tmp_path / "out", [], {}, 4)
+    with pytest.raises(DataError, match="two videos have the id a"):
+        partitions.begin(tmp_path / "out", [one, one], {}, 4)
+    with pytest.raises(ConfigError, match="partition size is 0"):
+        partitions.begin(tmp_path / "out", [one], {}, 0)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="holds file, which is not"):
+        partitions.begin(tmp_path, [one], {}, 4)
+    with pytest.raises(CheckpointError, match="cannot write"):
+        partitions.begin(tmp_path / "file", [one], {}, 4)
+    partitions.begin(tmp_path / "out", [one], {}, 4)
+    (tmp_path / "out" / "manifest.json").write_text("{")
+    with pytest.raises(ConfigError, match="manifest.json is damaged"):
+        partitions.begin(tmp_path / "out", [one], {}, 4)
+
+
+def test_a_rank_without_torchrun_is_said(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ConfigError, match="torchrun did not start this process"):
+        partitions.under_torchrun()
