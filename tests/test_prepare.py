@@ -265,7 +265,7 @@ def test_two_processes_do_not_share_a_folder(videos: Path, tmp_path: Path) -> No
     (tmp_path / "out").mkdir()
     with open(tmp_path / "out" / ".lock", "w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match="another process is preparing .*out: wait for it"):
+        with pytest.raises(DataError, match="another process is writing .*out: wait for it"):
             prepare(videos, tmp_path / "out")
     assert prepare(videos, tmp_path / "out").new == 4
 

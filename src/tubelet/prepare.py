@@ -136,7 +136,7 @@ def prepare(
     )
     before = _begun(folder, job)
     try:
-        with _hold(folder):
+        with hold(folder):
             for leftover in folder.rglob(".*.tmp.mp4"):  # of a process that was killed
                 leftover.unlink()
             gone = before.keys() - set(names.values())
@@ -251,7 +251,7 @@ def _make_one(folder: Path, name: str, video: str, before: Made | None, config: 
 
 
 @contextlib.contextmanager
-def _hold(folder: Path) -> Iterator[None]:
+def hold(folder: Path) -> Iterator[None]:
     """Make the folder and keep every other process that prepares out of it, until the block or the process ends."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a") as handle:
@@ -263,5 +263,5 @@ def _hold(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise DataError(f"another process is preparing {folder}: wait for it, or choose another folder") from error
+            raise DataError(f"another process is writing {folder}: wait for it, or choose another folder") from error
         yield

@@ -23,7 +23,7 @@ def rows(dataset):
 
 
 def test_every_format_has_matches_and_read_and_is_listed():
-    assert datasets.formats() == ["folder", "table"]
+    assert datasets.formats() == ["folder", "shards", "table"]
     for name in datasets.formats():
         module = datasets.find.module("tubelet.datasets", name)
         assert callable(module.matches) and callable(module.read) and module.__doc__
@@ -325,3 +325,48 @@ def test_real_lists_of_benchmarks(shared, name, first):
     dataset = datasets.read(path)
     assert len(dataset.examples) == sum(bool(line.strip()) for line in path.read_text().splitlines())
     assert (dataset.examples[0].id, dataset.examples[0].label) == first
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_tables_of_named_columns_are_read_like_csv(kind, tmp_path):
+    import json
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [
+        {"path": "x/a b.mp4", "label": "wave", "start": 0.5, "end": 2, "group": None, "note": "as it is"},
+        {"path": "c.mp4", "label": None, "start": None, "end": None, "group": "anna", "note": None},
+        {"path": "c.mp4", "label": "clap", "start": None, "end": None, "group": "anna", "note": None},
+    ]
+    plain = tmp_path / "list.csv"
+    plain.write_text("path,label,start,end,group\nx/a b.mp4,wave,0.5,2,\nc.mp4,,,,anna\nc.mp4,clap,,,anna\n")
+    path = tmp_path / f"list.{kind}"
+    if kind == "jsonl":
+        path.write_text("\n".join(json.dumps({k: v for k, v in row.items() if v is not None}) for row in rows) + "\n\n")
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    found, expected = datasets.read(path), datasets.read(plain)
+    assert [(e.label, e.start_seconds, e.end_seconds, e.group, e.path) for e in found.examples] == [
+        (e.label, e.start_seconds, e.end_seconds, e.group, e.path) for e in expected.examples
+    ]
+    assert found.classes == expected.classes == ("clap", "wave")
+    csv = tmp_path / "again.csv"
+    csv.write_text(table.with_paths(path, {example.path: Path(example.path).name for example in found.examples}))
+    assert [e.label for e in datasets.read(csv).examples] == ["wave", None, "clap"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("a.jsonl", b'{"path": "a.mp4"}\nno\n', "a.jsonl, line 2: not JSON"),
+        ("a.jsonl", b"[1]\n", "a.jsonl, line 1: wanted an object such as"),
+        ("a.jsonl", b'{"name": "a.mp4"}\n', "columns name, but none called path"),
+        ("a.jsonl", b"\n", "a.jsonl is empty"),
+        ("a.parquet", b"PAR1 or so", "a.parquet is not a Parquet table"),
+    ],
+)
+def test_damaged_tables_of_named_columns_are_named(name, data, said, tmp_path):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=said):
+        datasets.read(tmp_path / name)

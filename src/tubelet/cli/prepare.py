@@ -4,7 +4,14 @@ from tubelet.cli._print import emit_json, note
 
 
 def command(
-    *data: str, short_side: int = 256, gop_frames: int = 16, crf: int = 18, workers: int | None = None, json: bool = False
+    *data: str,
+    short_side: int = 256,
+    gop_frames: int = 16,
+    crf: int = 18,
+    pack: bool = False,
+    shard_megabytes: int = 512,
+    workers: int | None = None,
+    json: bool = False,
 ) -> int:
     """Write small, quickly decoded copies of all videos once, into the folder named last: `tubelet prepare DIR... OUT`.
 
@@ -24,18 +31,38 @@ def command(
         takes two to three times the space.
     crf
         Quality, 0 to 40: lower is better and larger.
+    pack
+        Copy the videos as they are into tars with an index instead (to have both, pack what was prepared): for very many
+        videos, slow disks and object storage. Every shard is read back, and the same command continues.
+    shard_megabytes
+        About the size of a tar.
     workers
-        Videos at a time. Default: one per core.
+        Videos, or tars, at a time. Default: one per core.
     json
         Print a JSON list with one object per DIR instead.
     """
-    from tubelet.errors import DataError
+    from tubelet.errors import ConfigError, DataError
+    from tubelet.pack import pack_many
     from tubelet.prepare import PrepareConfig, prepare_many
 
     if len(data) < 2:
         raise DataError("give the videos and, last, the folder to write: tubelet prepare DIR... OUT")
     *paths, out = data
-    done = prepare_many(paths, out, PrepareConfig(short_side, gop_frames, crf), workers)
+    config = PrepareConfig(short_side, gop_frames, crf)
+    if pack:
+        if config != PrepareConfig():
+            raise ConfigError(
+                "--pack copies videos as they are: prepare them first, then pack that folder without the other flags"
+            )
+        packed = pack_many(paths, out, shard_megabytes * 1_000_000, workers)
+        for path, reason in (gone for one in packed for gone in one.left_out):
+            note(f"left out: {path}: {reason}")
+        if json:
+            emit_json([one.to_json() for one in packed])
+        else:
+            print("\n".join(one.to_text() for one in packed))
+        return 2 if any(one.left_out for one in packed) else 0
+    done = prepare_many(paths, out, config, workers)
     for prepared in done:
         for one in prepared.left_out:
             note(f"left out: {one.path}: {one.error}")

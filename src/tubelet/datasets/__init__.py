@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tubelet import find
+from tubelet import find, storage
 from tubelet.datasets._files import is_video
 from tubelet.datasets._prepared import refuse_stale
 from tubelet.datasets.split import split
@@ -25,11 +25,13 @@ def read(path: str | Path, format: str = "auto") -> Dataset:
 
     DataError where there is none, and where `tubelet prepare` made it and it is incomplete or older than its source.
     """
-    refuse_stale(path)
+    remote = storage.is_remote(path)
+    if not remote:
+        refuse_stale(path)
     if format != "auto":
         dataset: Dataset = find.module(__name__, find.choose(format, formats(), "data format")).read(path)
         return dataset
-    if not Path(path).exists():
+    if not remote and not Path(path).exists():
         raise DataError(f"{path} does not exist: give a folder of videos, or a table (CSV, TSV, `path label` lines)")
     # A folder matches any folder, so whatever else recognises it goes first.
     for name in sorted(formats(), key=lambda name: name == "folder"):

@@ -1,7 +1,6 @@
 """Which Examples are trained on and which are held out: by the data set's own split, else by group."""
 
 import hashlib
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -10,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from tubelet import storage
 from tubelet.datasets._files import TEST_NAMES, TRAIN_NAMES, VAL_NAMES, natural
 from tubelet.errors import DataError
 from tubelet.find import choose
@@ -119,8 +119,11 @@ def by_group(examples: Iterable[Example], val_fraction: float = 0.2, seed: int =
 def content_hash(path: str) -> str | None:
     """A hash of a file's bytes (128 bits, hex), or None where it cannot be read."""
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        with storage.open_bytes(path) as file:
+            digest = hashlib.blake2b(digest_size=16)
+            while data := file.read(1 << 20):
+                digest.update(data)
+            return digest.hexdigest()
     except OSError:
         return None
 
@@ -130,7 +133,7 @@ def equal_files(paths: Iterable[str]) -> list[list[str]]:
     by_size: dict[int, list[str]] = defaultdict(list)
     for path in dict.fromkeys(paths):
         try:
-            by_size[os.path.getsize(path)].append(path)
+            by_size[storage.stat(path)[0]].append(path)
         except OSError:
             continue
     equal: dict[str, list[str]] = defaultdict(list)

@@ -1,9 +1,11 @@
-"""A list of videos in a text file: CSV, TSV, space-separated or any other delimiter, with a header or without.
+"""A list of videos in a text file: CSV, TSV, space-separated or any other delimiter, with a header or without; or in JSON
+lines or Parquet.
 
 With a header, columns are found by name (see COLUMNS; others are ignored). Without one a row is `path`, `path label`,
 `path frame_count label` (as in the lists for TSN) or `path label start end`. Paths are relative to the table's folder
 and may hold spaces; labels are names or numbers. A folder with such a file at its top, called `labels.csv` or alike,
-is that table, provided that a video it names exists: a list of class names may lie beside class folders.
+is that table, provided that a video it names exists: a list of class names may lie beside class folders. Tables and
+videos may also lie behind addresses such as s3:// (see `storage.py`).
 
 Clips may be flipped unless a class name may stand for a direction, or a column names the class of the reversed clip;
 sampling is VideoMAE's.
@@ -11,17 +13,20 @@ sampling is VideoMAE's.
 
 import csv
 import io
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+from tubelet import storage
 from tubelet.datasets._files import VIDEO_SUFFIXES, is_video, may_flip, natural
 from tubelet.errors import DataError
 from tubelet.records import Dataset, Example
 
-SUFFIXES = (".csv", ".tsv", ".txt", ".list")
+SUFFIXES = (".csv", ".tsv", ".txt", ".list", ".jsonl", ".parquet")
 FILE_NAMES = ("labels", "annotations", "index", "videos")  # the table of a folder: one of these with one of SUFFIXES
 COLUMNS = {
     "path": ("path", "video_path", "filepath", "file_path", "file", "filename", "file_name", "video"),
@@ -38,8 +43,8 @@ DELIMITERS = "\t;|,"  # tried in this order, then spaces
 
 def matches(path: str | Path) -> bool:
     """Whether `path` is a text table or a folder that holds one at its top."""
-    path = Path(path)
-    return path.suffix.lower() in SUFFIXES if not path.is_dir() else _table_of(path) is not None
+    folder = Path(path)
+    return _table_of(folder) is not None if folder.is_dir() else folder.suffix.lower() in SUFFIXES
 
 
 def read(path: str | Path) -> Dataset:
@@ -51,7 +56,7 @@ def read(path: str | Path) -> Dataset:
     """
     table = _find(path)
     _, rows, columns = _rows(table)
-    folder = table.parent
+    folder = os.path.dirname(table)
     names_in = lru_cache(_names)  # of a folder, listed once however many rows point into it
     examples: list[Example] = []
     seen: dict[str, int] = {}
@@ -99,23 +104,23 @@ def with_paths(path: str | Path, names: Mapping[str, str]) -> str:
     for _, row in rows:
         fields = row + [""] * (width - len(row))
         spelled = fields[columns["path"]].strip()
-        video = _resolve(table.parent, spelled, names_in)
+        video = _resolve(os.path.dirname(table), spelled, names_in)
         plain = not os.path.isabs(spelled) and ".." not in Path(spelled).parts
-        if not plain or os.path.relpath(video, table.parent) != names[video]:
+        if not plain or os.path.relpath(video, os.path.dirname(table)) != names[video]:
             fields[columns["path"]] = names[video]
         writer.writerow(fields)
     return text.getvalue()
 
 
-def _find(path: str | Path) -> Path:
+def _find(path: str | Path) -> str:
     """The table at `path`: itself, or the one in a folder."""
-    table = Path(path)
-    if table.is_dir():
-        found = _table_of(table)
+    table = os.fspath(path)
+    if os.path.isdir(table):
+        found = _table_of(Path(table))
         if found is None:
             raise DataError(f"{table} holds no table: wanted labels.csv, .tsv or .txt at its top, naming videos that exist")
-        table = found
-    if not table.exists():
+        table = str(found)
+    if not storage.is_remote(table) and not os.path.exists(table):
         raise DataError(f"{table} does not exist: wanted a table of videos (CSV, TSV or `path label` lines)")
     return table
 
@@ -128,22 +133,30 @@ def _table_of(folder: Path) -> Path | None:
 def _names_a_video(table: Path) -> bool:
     """Whether a row names a file that exists; a CSV or TSV file that cannot be read counts, so that its error is seen."""
     try:
-        _, rows, columns = _rows(table)
+        _, rows, columns = _rows(str(table))
     except DataError:
         return table.suffix.lower() in (".csv", ".tsv")
     names_in = lru_cache(_names)
     named = (row[columns["path"]].strip() for _, row in rows if columns["path"] < len(row))
-    return any(os.path.isfile(_resolve(table.parent, name, names_in)) for name in named)
+    return any(os.path.isfile(_resolve(str(table.parent), name, names_in)) for name in named)
 
 
-def _rows(table: Path) -> tuple[list[str], list[tuple[int, list[str]]], dict[str, int]]:
+def _rows(table: str) -> tuple[list[str], list[tuple[int, list[str]]], dict[str, int]]:
     """The header (or []), (line number, fields) of every row that is not empty, and the place of each known column."""
     try:
-        text = table.read_text(encoding="utf-8-sig")
+        with storage.open_bytes(table) as file:
+            data = file.read()
+    except OSError as error:
+        raise DataError(f"{table} cannot be read: {error.strerror or error}") from error
+    suffix = os.path.splitext(table)[1].lower()
+    if suffix == ".parquet":
+        return _with_names(table, _parquet_rows(table, data))
+    try:
+        text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig").read()  # any line ending as "\n"
     except UnicodeDecodeError as error:
         raise DataError(f"{table} is not a text table: byte {error.start} is not UTF-8; save it as UTF-8 text") from error
-    except OSError as error:
-        raise DataError(f"{table} cannot be read: {error.strerror}") from error
+    if suffix == ".jsonl":
+        return _with_names(table, _json_rows(table, text))
     if "\0" in text:
         raise DataError(f"{table} is not a text table: it holds binary data")
     delimiter = _delimiter(text)
@@ -167,6 +180,45 @@ def _rows(table: Path) -> tuple[list[str], list[tuple[int, list[str]]], dict[str
     else:
         columns = _columns_without_header(table, [row for _, row in rows])
     return header, rows, columns
+
+
+def _with_names(
+    table: str, rows: list[tuple[int, dict[str, Any]]]
+) -> tuple[list[str], list[tuple[int, list[str]]], dict[str, int]]:
+    """Rows of values by name, as `_rows` gives them: as text, "" where there is none."""
+    header = list(dict.fromkeys(name for _, row in rows for name in row))
+    columns = _header(header)
+    if not rows:
+        raise DataError(f"{table} is empty: wanted one row per video")
+    if "path" not in columns:
+        raise DataError(f"{table} has the columns {', '.join(header) or 'none'}, but none called path (or file, video, ...)")
+    fields = [["" if row.get(name) is None else str(row[name]) for name in header] for _, row in rows]
+    return header, [(line, values) for (line, _), values in zip(rows, fields, strict=True)], columns
+
+
+def _parquet_rows(table: str, data: bytes) -> list[tuple[int, dict[str, Any]]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return list(enumerate(pq.read_table(pa.BufferReader(data)).to_pylist(), 1))
+    except pa.ArrowException as error:
+        raise DataError(f"{table} is not a Parquet table: {error}") from error
+
+
+def _json_rows(table: str, text: str) -> list[tuple[int, dict[str, Any]]]:
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{table}, line {number}: not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise DataError(f'{table}, line {number}: wanted an object such as {{"path": "a.mp4", "label": "wave"}}')
+        rows.append((number, row))
+    return rows
 
 
 def _delimiter(text: str) -> str:
@@ -217,7 +269,7 @@ def _header(row: list[str]) -> dict[str, int]:
     return found
 
 
-def _columns_without_header(table: Path, rows: list[list[str]]) -> dict[str, int]:
+def _columns_without_header(table: str, rows: list[list[str]]) -> dict[str, int]:
     width = max(len(row) for row in rows)
     if width == 1:
         return {"path": 0}
@@ -233,8 +285,8 @@ def _columns_without_header(table: Path, rows: list[list[str]]) -> dict[str, int
     )
 
 
-def _resolve(folder: Path, name: str, names_in: Callable[[str], frozenset[str]]) -> str:
-    path = os.path.join(folder, name)
+def _resolve(folder: str, name: str, names_in: Callable[[str], frozenset[str]]) -> str:
+    path = storage.join(folder, name)
     if os.path.splitext(path)[1]:
         return path
     place, stem = os.path.split(path)
@@ -250,7 +302,7 @@ def _names(folder: str) -> frozenset[str]:
         return frozenset()
 
 
-def _seconds(table: Path, line: int, values: dict[str, str], name: str) -> float | None:
+def _seconds(table: str, line: int, values: dict[str, str], name: str) -> float | None:
     text = values.get(name)
     if not text:
         return None

@@ -5,11 +5,10 @@ import math
 import os
 from collections import Counter, defaultdict
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
-from tubelet import datasets
+from tubelet import datasets, storage
 from tubelet.datasets.split import with_seen_labels
 from tubelet.errors import DataError
 from tubelet.records import Dataset, Example
@@ -64,7 +63,7 @@ def fingerprint(dataset: Dataset) -> str:
 
 def absolute(config: DataConfig) -> DataConfig:
     """The same with absolute paths, so that a run can be repeated from any folder."""
-    resolved = {side: tuple(str(Path(path).resolve()) for path in getattr(config, side)) for side in ("train", "val")}
+    resolved = {side: tuple(storage.absolute(path) for path in getattr(config, side)) for side in ("train", "val")}
     return replace(config, **resolved)  # type: ignore[arg-type]
 
 

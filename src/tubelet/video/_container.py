@@ -2,14 +2,14 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
 
 import av
 from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
+from tubelet import storage
 from tubelet.errors import VideoError
 from tubelet.video.guard import check_header
 
@@ -28,14 +28,16 @@ def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
         raise VideoError(f"{path}: is a folder, not a video file")
     if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe or a device may wait, or read, for ever
         raise VideoError(f"{path}: is a pipe, a device or a socket, not a video file")
-    try:
-        if os.path.getsize(path) == 0:
-            raise VideoError(f"{path}: the file is empty (0 bytes)")
-        # "file:" keeps names such as a:b.mp4 from being read as an address; the white list keeps hostile files local.
-        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise VideoError(f"{path}: not a readable video file ({cut_off(path) or reason(error)})") from error
-    with container:
+    with ExitStack() as opened:
+        try:
+            if storage.stat(path)[0] == 0:
+                raise VideoError(f"{path}: the file is empty (0 bytes)")
+            # "file:" keeps names such as a:b.mp4 from being read as an address; the white list keeps hostile files local.
+            source = f"file:{path}" if storage.is_plain(path) else opened.enter_context(storage.open_bytes(path))
+            container = av.open(source, mode="r", options={"protocol_whitelist": "file"}, metadata_errors="replace")
+        except (av.FFmpegError, OSError, ValueError) as error:
+            raise VideoError(f"{path}: not a readable video file ({cut_off(path) or reason(error)})") from error
+        opened.enter_context(container)
         if container.format.name in PLAYLISTS:
             raise VideoError(f"{path}: is a {container.format.name} text file that names other files, not a video")
         streams = [s for s in container.streams.video if not Disposition(s.disposition) & Disposition.attached_pic]
@@ -59,7 +61,7 @@ def cut_off(path: str) -> str:
     """What is missing at the end of a file that says itself how long it is (mp4/mov boxes, mkv/webm, AVI), or "" (also
     where it cannot be read)."""
     try:
-        size, end = os.path.getsize(path), _stated_end(path)
+        size, end = storage.stat(path)[0], _stated_end(path)
     except OSError:
         return ""
     return f"the file is cut off: {size} of {end} bytes are there" if end > size else ""
@@ -67,7 +69,7 @@ def cut_off(path: str) -> str:
 
 def _stated_end(path: str) -> int:
     """The length that a file says it has, 0 where it does not say."""
-    with Path(path).open("rb") as file:
+    with storage.open_bytes(path) as file:
         head = file.read(64)
         if head[:4] == b"\x1aE\xdf\xa3" and len(head) == 64:
             return _matroska_end(head)

@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import pairwise
-from pathlib import Path
 from typing import BinaryIO, cast
 
 import av
@@ -25,6 +24,7 @@ from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import PictureType
 from av.video.stream import VideoStream
 
+from tubelet import storage
 from tubelet.errors import VideoError
 from tubelet.video._bitstream import READABLE, PacketFacts, nal_length_bytes, read_packet
 from tubelet.video._container import cut_off, open_video, reason
@@ -71,7 +71,7 @@ class Index:
         return (width, height) if self.turns % 2 else (height, width)
 
 
-_cache: OrderedDict[tuple[str, int, int], Index] = OrderedDict()
+_cache: OrderedDict[tuple[str, int, object], Index] = OrderedDict()
 _lock = threading.Lock()
 
 
@@ -81,10 +81,9 @@ def read_index(path: str, certain: bool = False) -> Index:
     certain: made by decoding all of it, whatever it looks like, and every later frame found by counting from the first.
     """
     try:
-        stat = os.stat(path)
+        key = (os.path.abspath(path), *storage.stat(path))
     except (OSError, ValueError) as error:  # the latter: a name that no file can have
         raise VideoError(f"{path}: {reason(error).lower()}") from error
-    key = (os.path.abspath(path), stat.st_size, stat.st_mtime_ns)
     with _lock:
         if not certain and key in _cache:
             _cache.move_to_end(key)
@@ -98,7 +97,7 @@ def read_index(path: str, certain: bool = False) -> Index:
 
 
 def _make_index(path: str, certain: bool) -> Index:
-    missing = cut_off(path) if os.path.isfile(path) else ""
+    missing = cut_off(path) if os.path.isfile(path) or not storage.is_plain(path) else ""
     if missing:
         raise VideoError(f"{path}: {missing}: copy or download it again")
     with open_video(path) as (container, stream):
@@ -144,7 +143,7 @@ def _scan(path: str, container: InputContainer, stream: VideoStream, codec: str,
     decoder = stream.codec_context
     length_bytes = nal_length_bytes(codec, decoder.extradata)
     try:
-        with Path(path).open("rb") as file:
+        with storage.open_bytes(path) as file:
             for packet in container.demux(stream):
                 if packet.size:
                     _note_packet(scan, packet, codec, length_bytes, file)

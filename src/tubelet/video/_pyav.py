@@ -7,7 +7,6 @@ straight from the file where they lie in one piece (no container is opened at al
 
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from pathlib import Path
 
 import av
 import av.filter
@@ -16,6 +15,7 @@ import torch
 from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
+from tubelet import storage
 from tubelet.errors import VideoError
 from tubelet.records import Interpolation
 from tubelet.video._container import open_video, reason
@@ -105,7 +105,7 @@ def _read_packets(path: str, index: Index, feed: list[int], starts: set[int], ap
     Fresh rather than flushed, so that nothing of one run can leak into the next.
     """
     assert index.offset is not None
-    with Path(path).open("rb") as file:
+    with storage.open_bytes(path) as file:
         for number in feed:
             if number in starts:
                 decoder = _new_decoder(index, approximate)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tubelet import storage
 from tubelet.errors import MissingExtraError
 from tubelet.records import Interpolation
 from tubelet.video import _pyav
@@ -24,7 +25,8 @@ def read_frames(
     """RGB uint8 (T,3,H,W) of `size` (H, W) for every cut; MissingExtraError where torchcodec cannot be imported.
 
     torchcodec counts frames differently on MPEG-TS, edit lists and broken files. Whenever a time it reports, or the size of its
-    frames, is not the one in our index, the frames come from PyAV; approximate ones, which it does not have, do as well.
+    frames, is not the one in our index, the frames come from PyAV; so do approximate ones, which it does not have, and those
+    of a video that is no file of its own.
     """
     try:
         from torchcodec.decoders import VideoDecoder
@@ -33,7 +35,7 @@ def read_frames(
             "backend 'torchcodec' cannot be imported: pip install 'tubelet[torchcodec]' and FFmpeg's shared libraries "
             "(Debian: apt install ffmpeg)"
         ) from error
-    if approximate:
+    if approximate or not storage.is_plain(path):
         return _pyav.read_frames(path, index, cuts, size, interpolation, approximate)
     wanted, places = np.unique(np.concatenate([numbers for numbers, _ in cuts]), return_inverse=True)
     try:
