@@ -87,7 +87,9 @@ def code_blocks(page: Path) -> list[str]:
 def test_commands_in_the_text_exist_with_these_flags(page: Path) -> None:
     app = make_app()
     inline = re.findall(r"`(tubelet [^`]+)`", page.read_text(encoding="utf-8"))
-    for line in [*code_blocks(page), *inline]:
+    lines = [*code_blocks(page), *inline]
+    lines += [f"tubelet {launched}" for line in lines for launched in line.split(" -- ")[1:]]
+    for line in (line.partition(" -- ")[0] for line in lines):
         if not re.match(r"tubelet [a-z]", line):
             continue
         words = shlex.split(line, comments=True)

@@ -124,14 +124,25 @@ def test_stopping_early_is_fine(videos):
         batches.close()
 
 
-def test_ranks_share_the_batch_of_one(videos):
-    whole = list(loader(videos, LoaderConfig(batch_size=4)).batches(0, 3))
-    parts = [list(loader(videos, LoaderConfig(batch_size=2), rank=rank, world=2).batches(0, 3)) for rank in (0, 1)]
+@pytest.mark.parametrize(("batch_size", "repeats", "world"), [(4, 1, 2), (5, 1, 2), (4, 1, 4), (6, 2, 2)])
+def test_ranks_share_the_batch_of_one(videos, batch_size, repeats, world):
+    config = LoaderConfig(batch_size=batch_size, repeats=repeats)
+    whole = list(loader(videos, config).batches(0, 3))
+    parts = [list(loader(videos, config, rank=rank, world=world).batches(0, 3)) for rank in range(world)]
     for step in range(3):
-        assert torch.equal(whole[step].frames, torch.cat([parts[0][step].frames, parts[1][step].frames]))
-        assert whole[step].ids == parts[0][step].ids + parts[1][step].ids
+        assert torch.equal(whole[step].frames, torch.cat([part[step].frames for part in parts]))
+        assert whole[step].ids == [id for part in parts for id in part[step].ids]
+        assert max(len(part[step].ids) for part in parts) - min(len(part[step].ids) for part in parts) <= repeats
+
+
+def test_a_batch_has_a_video_for_every_rank(videos):
+    with pytest.raises(ConfigError, match="batch_size is 4, with 2 clips a video .* fewer than one video for each of 3"):
+        loader(videos, LoaderConfig(batch_size=4, repeats=2), world=3)
+
+
+def test_an_epoch_has_so_many_steps(videos):
     assert loader(videos, LoaderConfig(batch_size=4)).steps_per_epoch == 2
-    assert loader(videos, LoaderConfig(batch_size=2), world=2).steps_per_epoch == 2
+    assert loader(videos, LoaderConfig(batch_size=4), world=2).steps_per_epoch == 2
     assert loader(videos, LoaderConfig(batch_size=4, repeats=4)).steps_per_epoch == 5
 
 

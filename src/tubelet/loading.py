@@ -24,6 +24,7 @@ from tubelet._frame_cache import AUTO_BYTES, SHARE, FrameCache, estimated_bytes,
 from tubelet.errors import ConfigError, DataError, VideoError
 from tubelet.find import choose
 from tubelet.records import Batch, Clip, ClipSpec, Dataset, Example
+from tubelet.share import split
 from tubelet.video.augment import AugmentConfig, cached_short_side, draw_box, vary, view_boxes
 from tubelet.video.background import subtract_background
 from tubelet.video.decode import decode_cuts, frame_times, probe
@@ -41,7 +42,7 @@ PORTION_BYTES = 64_000_000  # of one video's views made together: 26 of 16 frame
 class LoaderConfig:
     """How clips reach the model.
 
-    batch_size  clips per batch and process
+    batch_size  clips per batch; where several processes train together, of all of them: each makes its share
     repeats     clips taken from each decoded video, near each other in time; divides batch_size
     workers     threads that prepare batches ahead, each with a process that reads files; 0: none; None: one per core
     cache       "ram" keeps decoded videos in memory, scaled to what the crops need; "off" decodes every clip anew and cuts it
@@ -68,10 +69,12 @@ class LoaderConfig:
 class TrainLoader:
     """Batches of augmented training clips.
 
-    The Examples form one endless stream, a new permutation each epoch; batch k of rank r takes the positions that
-    follow from k, r and `world`. A video that cannot be read is left out of its batch and named in `Batch.skipped`, so
-    a batch may hold fewer clips than asked, even none. Labels are indices into `dataset.classes`, or None where an
-    Example has no label. `pinned`: frames in memory from which a GPU can copy while it computes.
+    The Examples form one endless stream, a new permutation each epoch, and batch k takes the positions that follow from
+    k. Of its videos each of `world` processes makes one stretch, in order of rank; the first ones make one more where it
+    does not divide. A video that cannot be read is left out of its batch and named in `Batch.skipped`, so a batch may
+    hold fewer clips than asked, even none. Labels are indices into `dataset.classes`, or None where an Example has no
+    label. `pinned`: frames in memory from which a GPU can copy while it computes. `neighbours`: processes on this machine,
+    which share its memory and cores.
     """
 
     def __init__(
@@ -84,9 +87,15 @@ class TrainLoader:
         rank: int = 0,
         world: int = 1,
         pinned: bool = False,
+        neighbours: int = 1,
     ) -> None:
         if not dataset.examples:
             raise DataError("there is no video to train on")
+        if config.batch_size // config.repeats < world:
+            raise ConfigError(
+                f"loader.batch_size is {config.batch_size}, with {config.repeats} clips a video (loader.repeats) fewer than one "
+                f"video for each of {world} processes: raise it, or start fewer processes"
+            )
         if augment.flip and not dataset.may_flip:
             raise ConfigError(
                 "augment.flip is on, but in this data a mirrored clip may show another class (such as left and right): "
@@ -98,10 +107,10 @@ class TrainLoader:
             short_side = cached_short_side(spec, augment)
             needed = estimated_bytes(dataset.examples, short_side)
             if config.cache == "ram" or needed <= AUTO_BYTES:
-                cache = FrameCache(short_side, spec.interpolation, int(free_bytes() // world * SHARE), config.approximate)
+                cache = FrameCache(short_side, spec.interpolation, int(free_bytes() // neighbours * SHARE), config.approximate)
                 cache.check(needed)
                 self.cache_bytes = needed
-        self.workers = _cores() if config.workers is None else config.workers
+        self.workers = max(1, _cores() // neighbours) if config.workers is None else config.workers
         self.pinned = pinned
         self._maker = _BatchMaker(dataset, spec, augment, config, seed, rank, world, cache)
 
@@ -109,13 +118,13 @@ class TrainLoader:
     def steps_per_epoch(self) -> int:
         """Batches in which every video is decoded once, rounded up."""
         maker = self._maker
-        return math.ceil(len(maker.dataset.examples) / (maker.videos_per_batch * maker.world))
+        return math.ceil(len(maker.dataset.examples) / maker.videos_per_batch)
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
         """Batches start_step .. stop_step-1, prepared ahead of time by the workers: one video at a time for each of them, straight
         into the memory of its batch."""
         steps = range(start_step, stop_step)
-        maker, videos = self._maker, self._maker.videos_per_batch
+        maker, videos = self._maker, len(self._maker.own)
         rooms: deque[Tensor] = deque()  # of batches that are begun and not yet handed over
 
         def jobs() -> Iterator[tuple[Tensor, int]]:
@@ -153,18 +162,23 @@ class _BatchMaker:
         return self.config.batch_size // self.config.repeats
 
     @property
+    def own(self) -> range:
+        """Which videos of a batch this process makes."""
+        return split(self.videos_per_batch, self.world)[self.rank]
+
+    @property
     def clip_bytes(self) -> int:
         return _view_bytes(self.spec)
 
     def room(self, pinned: bool = False) -> Tensor:
-        """Memory for the frames of a batch, uint8 (B,T,H,W,C)."""
-        spec = self.spec
-        return torch.empty(self.config.batch_size, spec.frames, spec.size, spec.size, 3, dtype=torch.uint8, pin_memory=pinned)
+        """Memory for the frames of this process' share of a batch, uint8 (B,T,H,W,C)."""
+        spec, clips = self.spec, len(self.own) * self.config.repeats
+        return torch.empty(clips, spec.frames, spec.size, spec.size, 3, dtype=torch.uint8, pin_memory=pinned)
 
     def positions(self, step: int) -> range:
-        """Where in the endless stream of videos batch `step` lies."""
-        first = (step * self.world + self.rank) * self.videos_per_batch
-        return range(first, first + self.videos_per_batch)
+        """Where in the endless stream of videos this process' share of batch `step` lies."""
+        first = step * self.videos_per_batch + self.own.start
+        return range(first, first + len(self.own))
 
     def example(self, position: int) -> tuple[Example, int]:
         """(Example, epoch) at a position of the stream."""

@@ -27,7 +27,7 @@ def one_error(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def test_the_commands_are_these() -> None:
-    known = {"embed", "evaluate", "finetune", "inspect", "models", "predict", "prepare", "pretrain", "demo"}
+    known = {"embed", "evaluate", "finetune", "inspect", "models", "predict", "prepare", "pretrain", "demo", "launch"}
     assert set(COMMANDS) == known
 
 

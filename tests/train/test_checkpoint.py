@@ -32,6 +32,10 @@ def trained(steps: int = 2, **options: int) -> tuple[torch.nn.Module, torch.opti
     return model, optimizer, {name: p.detach() * 2 for name, p in model.named_parameters()}
 
 
+def save(folder: Path, state: dict, model, optimizer, ema=None, keep: int = 2) -> Path:  # type: ignore[no-untyped-def, type-arg]
+    return checkpoint.write(folder, checkpoint.snapshot(state, model, optimizer, ema), keep)
+
+
 def moments(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     return [value for state in optimizer.state_dict()["state"].values() for value in state.values()]
 
@@ -43,7 +47,7 @@ def silent(message: str) -> None:
 def test_round_trip_is_bit_identical(tmp_path: Path) -> None:
     model, optimizer, ema = trained()
     state = {"step": 7, "seconds": 1.5, "skipped": 0, "padded": 2}
-    path = checkpoint.save(tmp_path, state, model, optimizer, ema)
+    path = save(tmp_path, state, model, optimizer, ema)
     assert path.name == "step_00000007.safetensors" and os.listdir(tmp_path) == [path.name]
     found = checkpoint.load_latest(tmp_path, silent)
     assert found is not None and found.state == state
@@ -61,7 +65,7 @@ def test_round_trip_is_bit_identical(tmp_path: Path) -> None:
 
 def test_a_checkpoint_is_a_model_that_loads(tmp_path: Path) -> None:
     model, optimizer, _ = trained()
-    path = checkpoint.save(tmp_path, {"step": 1}, model, optimizer)
+    path = save(tmp_path, {"step": 1}, model, optimizer)
     frames = torch.randint(0, 256, (1, 4, 3, 32, 32), dtype=torch.uint8)
     assert torch.equal(load_model(path)(frames)["logits"], model.eval()(frames)["logits"])
     with safe_open(path, "pt") as file:  # readable by anyone: no pickle, plain names
@@ -69,10 +73,37 @@ def test_a_checkpoint_is_a_model_that_loads(tmp_path: Path) -> None:
         assert json.loads(file.metadata()["state"]) == {"step": 1}
 
 
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path) -> None:
+    model, optimizer, ema = trained()
+    wanted = {name: value.clone() for name, value in model.state_dict().items()}
+    writer = checkpoint.Writer(tmp_path, keep=2)
+    writer.begin(checkpoint.snapshot({"step": 1}, model, optimizer, ema))
+    for tensor in (*model.parameters(), *ema.values(), *moments(optimizer)):
+        tensor.detach().fill_(float("nan"))
+    writer.wait()
+    found = checkpoint.load_latest(tmp_path, silent)
+    assert found is not None and all(torch.equal(found.part("model")[name], wanted[name]) for name in wanted)
+    assert all(bool(value.isfinite().all()) for value in found.tensors.values())
+    writer.close()
+
+
+def test_a_checkpoint_that_could_not_be_written_is_said_by_whoever_comes_next(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    model, optimizer, _ = trained(steps=1)
+    taken = checkpoint.snapshot({"step": 1}, model, optimizer)
+    for ask in (checkpoint.Writer.wait, lambda writer: writer.begin(taken)):
+        writer = checkpoint.Writer(tmp_path / "file" / "checkpoints", keep=2)
+        writer.begin(taken)
+        with pytest.raises(CheckpointError, match="cannot write the checkpoint"):
+            ask(writer)
+        writer.close()
+        writer.check()  # it was said once
+
+
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     model, optimizer, _ = trained()
     for step in (1, 2, 3, 30):
-        checkpoint.save(tmp_path, {"step": step}, model, optimizer, keep=2)
+        save(tmp_path, {"step": step}, model, optimizer, keep=2)
     assert sorted(os.listdir(tmp_path)) == ["step_00000003.safetensors", "step_00000030.safetensors"]
 
 
@@ -110,13 +141,13 @@ DAMAGES = [damage_nothing_left, damage_half_left, damage_last_byte_missing, dama
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_newest_is_reported_and_passed_over(tmp_path: Path, damage) -> None:  # type: ignore[no-untyped-def]
     model, optimizer, _ = trained()
-    checkpoint.save(tmp_path, {"step": 1}, model, optimizer)
-    damage(checkpoint.save(tmp_path, {"step": 2}, model, optimizer))
+    save(tmp_path, {"step": 1}, model, optimizer)
+    damage(save(tmp_path, {"step": 2}, model, optimizer))
     said: list[str] = []
     found = checkpoint.load_latest(tmp_path, said.append)
     assert found is not None and found.state["step"] == 1
     assert len(said) == 1 and "step_00000002.safetensors" in said[0] and "passing over a damaged checkpoint" in said[0]
-    checkpoint.save(tmp_path, {"step": 2}, model, optimizer)
+    save(tmp_path, {"step": 2}, model, optimizer)
     assert checkpoint.load_latest(tmp_path, silent) is not None
 
 
@@ -127,15 +158,15 @@ def test_a_model_is_loaded_from_the_newest_that_is_whole(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     model, optimizer, _ = trained()
-    checkpoint.save(tmp_path / "checkpoints", {"step": 1}, model, optimizer)
-    damage(checkpoint.save(tmp_path / "checkpoints", {"step": 2}, model, optimizer))
+    save(tmp_path / "checkpoints", {"step": 1}, model, optimizer)
+    damage(save(tmp_path / "checkpoints", {"step": 2}, model, optimizer))
     assert torch.equal(load_model(tmp_path).state_dict()["head.weight"], model.state_dict()["head.weight"])
     assert "passing over a damaged checkpoint" in capsys.readouterr().err
 
 
 def test_a_model_is_loaded_with_its_moving_average(tmp_path: Path) -> None:
     model, optimizer, ema = trained()
-    path = checkpoint.save(tmp_path / "checkpoints", {"step": 1}, model, optimizer, {"head.weight": ema["head.weight"]})
+    path = save(tmp_path / "checkpoints", {"step": 1}, model, optimizer, {"head.weight": ema["head.weight"]})
     for place in (tmp_path, path):
         loaded = load_model(place).state_dict()
         assert torch.equal(loaded["head.weight"], ema["head.weight"])
@@ -144,7 +175,7 @@ def test_a_model_is_loaded_with_its_moving_average(tmp_path: Path) -> None:
 
 def test_loading_a_model_leaves_the_draft_of_a_run_that_goes_on(tmp_path: Path) -> None:
     model, optimizer, _ = trained()
-    checkpoint.save(tmp_path / "checkpoints", {"step": 1}, model, optimizer)
+    save(tmp_path / "checkpoints", {"step": 1}, model, optimizer)
     draft = tmp_path / "checkpoints" / ".step_00000002.safetensors.tmp"
     draft.write_text("half")
     load_model(tmp_path)
@@ -153,15 +184,15 @@ def test_loading_a_model_leaves_the_draft_of_a_run_that_goes_on(tmp_path: Path) 
 
 def test_a_damaged_one_beyond_the_resumed_step_goes_with_the_next_save(tmp_path: Path) -> None:
     model, optimizer, _ = trained()
-    checkpoint.save(tmp_path, {"step": 1}, model, optimizer)
-    damage_half_left(checkpoint.save(tmp_path, {"step": 9}, model, optimizer))
-    checkpoint.save(tmp_path, {"step": 3}, model, optimizer)
+    save(tmp_path, {"step": 1}, model, optimizer)
+    damage_half_left(save(tmp_path, {"step": 9}, model, optimizer))
+    save(tmp_path, {"step": 3}, model, optimizer)
     assert sorted(os.listdir(tmp_path)) == ["step_00000001.safetensors", "step_00000003.safetensors"]
 
 
 def test_all_damaged_is_an_error(tmp_path: Path) -> None:
     model, optimizer, _ = trained()
-    damage_half_left(checkpoint.save(tmp_path, {"step": 1}, model, optimizer))
+    damage_half_left(save(tmp_path, {"step": 1}, model, optimizer))
     with pytest.raises(CheckpointError, match="none of the 1 checkpoints in .* can be read"):
         checkpoint.load_latest(tmp_path, lambda message: None)
 
@@ -174,7 +205,7 @@ def test_drafts_of_a_killed_run_are_removed(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:
     model, optimizer, _ = trained()
-    checkpoint.save(tmp_path, {"step": 1}, model, optimizer)
+    save(tmp_path, {"step": 1}, model, optimizer)
     found = checkpoint.load_latest(tmp_path, silent)
     assert found is not None
     wider, its_optimizer, _ = trained(steps=0, width=64)
@@ -184,7 +215,7 @@ def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:
 
 def test_a_checkpoint_with_another_moving_average(tmp_path: Path) -> None:
     model, optimizer, ema = trained()
-    checkpoint.save(tmp_path, {"step": 1}, model, optimizer)
+    save(tmp_path, {"step": 1}, model, optimizer)
     found = checkpoint.load_latest(tmp_path, silent)
     assert found is not None
     with pytest.raises(CheckpointError, match="has no moving average, unlike this run"):
@@ -193,7 +224,7 @@ def test_a_checkpoint_with_another_moving_average(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_a_run_that_trained_other_parameters(tmp_path: Path) -> None:
     model, optimizer, _ = trained()
-    checkpoint.save(tmp_path, {"step": 1}, model, optimizer)
+    save(tmp_path, {"step": 1}, model, optimizer)
     found = checkpoint.load_latest(tmp_path, silent)
     frozen, _, _ = trained(steps=0)
     optim.freeze_all_but_head(frozen)
@@ -206,7 +237,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     model, optimizer, _ = trained(steps=1)
     with pytest.raises(CheckpointError, match="cannot write the checkpoint .*choose another --out"):
-        checkpoint.save(tmp_path / "file" / "checkpoints", {"step": 1}, model, optimizer)
+        save(tmp_path / "file" / "checkpoints", {"step": 1}, model, optimizer)
 
 
 def test_a_full_disk_leaves_the_older_ones_whole(tmp_path: Path) -> None:
@@ -218,10 +249,11 @@ def test_a_full_disk_leaves_the_older_ones_whole(tmp_path: Path) -> None:
         "from tubelet.train import checkpoint, optim; from tubelet.train.config import OptimConfig\n"
         f"model = models.build('videomae_tiny', ClipSpec(frames=4, size=32), ['a', 'b'], **{SMALL!r})\n"
         "optimizer = optim.adamw(model, OptimConfig()); folder = Path(sys.argv[1])\n"
-        "checkpoint.save(folder, {'step': 1}, model, optimizer)\n"
+        "def save(step): checkpoint.write(folder, checkpoint.snapshot({'step': step}, model, optimizer))\n"
+        "save(1)\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-        "try:\n    checkpoint.save(folder, {'step': 2}, model, optimizer)\n"
+        "try:\n    save(2)\n"
         "except CheckpointError as error:\n    print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
@@ -240,10 +272,10 @@ def test_a_really_full_disk(tmp_path: Path) -> None:
         pytest.skip("this machine does not let root mount a tmpfs")
     try:
         model, optimizer, _ = trained()
-        checkpoint.save(disk / "checkpoints", {"step": 1}, model, optimizer)
+        save(disk / "checkpoints", {"step": 1}, model, optimizer)
         (disk / "filler").write_bytes(b"x" * 300_000)
         with pytest.raises(CheckpointError, match="cannot write the checkpoint"):
-            checkpoint.save(disk / "checkpoints", {"step": 2}, model, optimizer)
+            save(disk / "checkpoints", {"step": 2}, model, optimizer)
         assert os.listdir(disk / "checkpoints") == ["step_00000001.safetensors"]
         assert checkpoint.load_latest(disk / "checkpoints", silent) is not None
     finally:

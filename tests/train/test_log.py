@@ -80,14 +80,14 @@ def test_the_meter_averages_and_names_the_first_bad_step(tmp_path: Path) -> None
     meter = Meter(torch.device("cpu"))
     meter.add(1, {"loss": torch.tensor(1.0)}, 4)
     meter.add(2, {"loss": torch.tensor(3.0)}, 4)
-    meter.check(tmp_path)
+    meter.check(tmp_path, lambda: None)
     means = meter.read()
     assert means["loss"] == 2.0 and means["clips_per_second"] > 0 and means["waiting"] == 0
     for step, value in ((3, 1.0), (4, float("inf")), (5, float("nan"))):
         meter.add(step, {"loss": torch.tensor(value)}, 4)
     with pytest.raises(TrainingError, match="not finite at step 4; no checkpoint had been made yet. Repeat the command with"):
-        meter.check(tmp_path)
+        meter.check(tmp_path, lambda: None)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "step_00000002.safetensors").touch()
     with pytest.raises(TrainingError, match="not finite at step 4; the last good checkpoint is kept in .*Start another --out"):
-        meter.check(tmp_path)
+        meter.check(tmp_path, lambda: None)

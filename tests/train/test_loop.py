@@ -149,7 +149,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(pretrain_config:
 
 @pytest.mark.parametrize("changes", [
     {"run__validations": 0}, {"run__log_every": 5}, {"run__checkpoint_every": 1}, {"loader__workers": 2}, {"loader__cache": "off"},
-    {"loader__cache": "off", "loader__workers": 2},
+    {"loader__cache": "off", "loader__workers": 2}, {"run__recompute": True},
 ])  # fmt: skip
 def test_what_is_only_watched_changes_no_bit(finetune_config: Make, changes: dict[str, object]) -> None:
     plain = weights(train(finetune_config("plain", model__options__drop_path=0.3)))

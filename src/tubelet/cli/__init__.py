@@ -5,6 +5,7 @@ its source text, and the module is imported when the command is called.
 """
 
 import ast
+import contextlib
 import os
 import sys
 from importlib.util import find_spec
@@ -47,7 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
     stopped with Ctrl-C. A command may return its own exit code; an error of ours keeps its traceback."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        code = make_app()(arguments, exit_on_error=False, print_error=False)
+        with _processes():
+            code = make_app()(arguments, exit_on_error=False, print_error=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except CycloptsError as error:
@@ -63,6 +65,15 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     print(f"error: {message}", file=sys.stderr)
     return 2
+
+
+def _processes() -> contextlib.AbstractContextManager[None]:
+    """What joins the processes that torchrun started; torch is imported only where it did."""
+    if "WORLD_SIZE" not in os.environ:
+        return contextlib.nullcontext()
+    from tubelet.train.parallel import processes
+
+    return processes()
 
 
 def _described(name: str, module: str) -> tuple[str, str]:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from tubelet.cli._print import emit_json
+from tubelet.train import parallel
 from tubelet.train.config import TrainConfig
 from tubelet.train.log import last_entry
 from tubelet.train.loop import train
@@ -12,9 +13,12 @@ from tubelet.train.loop import train
 def carry_out(config: TrainConfig, print_config: bool, json: bool) -> None:
     """Train and print the run folder, or with `json` what is in it; with `print_config` print the configuration and stop."""
     if print_config:
-        print(config.to_yaml(), end="")
+        if not parallel.rank():
+            print(config.to_yaml(), end="")
         return
     run = train(config)
+    if parallel.rank():  # of several processes one answers
+        return
     if json:
         emit_json(summary(run))
     else:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tubelet import share
+
 
 class LayerNorm(nn.LayerNorm):
     """LayerNorm in float32 whatever the autocast: its backward in bf16 loses most of the bias gradient."""
@@ -137,8 +139,18 @@ class DropPath(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0:
             return x
-        keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate
+        ones = [1] * (x.ndim - 1)
+        keep = share.draw(lambda rows: torch.rand(rows, *ones, device=x.device), x.shape[0]) >= self.rate
         return x * keep / (1 - self.rate)
+
+
+class Dropout(nn.Dropout):
+    """Dropout that is the same on any number of processes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        return x * share.draw(lambda rows: F.dropout(torch.ones(rows, *x.shape[1:], device=x.device), self.p), x.shape[0])
 
 
 class Block(nn.Module):

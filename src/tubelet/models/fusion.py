@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tubelet import share
 from tubelet.models._model import Model
 from tubelet.records import ClipSpec
 from tubelet.video.normalize import normalize
@@ -81,7 +82,7 @@ class SingleFrame(Model):
         clip is judged by one of its frames (drawn with torch's generator): the others would teach it nothing new.
         """
         if self.training:
-            chosen = torch.randint(frames.shape[1], (frames.shape[0],), device=frames.device)
+            chosen = share.draw(lambda rows: torch.randint(frames.shape[1], (rows,), device=frames.device), len(frames))
             frames = frames[torch.arange(frames.shape[0], device=frames.device), chosen][:, None]
         b, t = frames.shape[:2]
         x = self.stem(normalize(frames.flatten(0, 1), self.spec.mean, self.spec.std, colour_dim=1))

@@ -26,7 +26,7 @@ from tubelet.models._tokens import (
     separable_positions,
     sine_cosine_positions,
 )
-from tubelet.models._transformer import Attention, Block, LayerNorm, drop_path_rates
+from tubelet.models._transformer import Attention, Block, Dropout, LayerNorm, drop_path_rates
 from tubelet.records import ClipSpec
 from tubelet.video.normalize import normalize
 
@@ -118,7 +118,7 @@ class VideoMAE(Model):
         self.decoder: Decoder | None = None
         if class_names:
             self.fc_norm = LayerNorm(width, eps=norm_eps)
-            self.dropout = nn.Dropout(dropout)
+            self.dropout = Dropout(dropout)
             self.head = nn.Linear(width, len(class_names))
         else:
             self.norm = LayerNorm(width, eps=norm_eps)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from tubelet import masking
+from tubelet import masking, share
 from tubelet.errors import ConfigError
 from tubelet.find import choose
 from tubelet.models._model import Model
@@ -92,10 +92,11 @@ def measure(model: Model, batch: Batch, config: MaskedConfig, generator: Generat
     clips = len(batch.frames)
     if not hasattr(model, "grid"):
         raise ConfigError(f"{model.name} has no tokens that could be hidden: pretrain a videomae model")
-    mask = masking.make(config.mask, model.grid, config.ratio, clips, generator).to(device)
+    mask = share.draw(lambda rows: masking.make(config.mask, model.grid, config.ratio, rows, generator), clips).to(device)
     decoder_mask = None
     if config.decoder_mask:
-        decoder_mask = masking.make(config.decoder_mask, model.grid, config.decoder_ratio, clips, generator).to(device)
+        kind, ratio = config.decoder_mask, config.decoder_ratio
+        decoder_mask = share.draw(lambda rows: masking.make(kind, model.grid, ratio, rows, generator), clips).to(device)
     out = model(batch.frames, mask=mask, decoder_mask=decoder_mask)
     if "prediction" not in out:
         raise ConfigError(f"{model.name} has no decoder to predict hidden pixels with: pretrain a model without classes")

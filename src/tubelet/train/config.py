@@ -118,6 +118,10 @@ class RunConfig:
                       products several threads wait for each other, and for the cores that the loader uses
     deterministic     bit-identical repeats on a GPU too, at some cost in speed
     compile           torch.compile the model
+    parallel          how several processes divide the model: "ddp" each holds all of it, "fsdp" each holds a part (FSDP2); "auto":
+                      "fsdp" where the training state would take over a quarter of a GPU
+    recompute         keep only the inputs of blocks for the backward pass and compute the rest again (activation
+                      checkpointing): less memory, about a third slower
     checkpoint_every  steps between checkpoints; 0 makes one every three minutes
     keep_checkpoints  how many of the newest are kept
     log_every         steps between lines of log.jsonl
@@ -132,6 +136,8 @@ class RunConfig:
     threads: int | None = None
     deterministic: bool = True
     compile: bool = False
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    recompute: bool = False
     checkpoint_every: int = 0
     keep_checkpoints: int = 2
     log_every: int = 10
@@ -183,8 +189,8 @@ class TrainConfig:
 
 
 # May change between a run and its continuation: none of these decides what is learned.
-FREE = ("out", "loader.workers", "run.device", "run.checkpoint_every", "run.keep_checkpoints", "run.log_every",
-        "run.validations", "run.tensorboard", "run.report")  # fmt: skip
+FREE = ("out", "loader.workers", "run.device", "run.parallel", "run.recompute", "run.checkpoint_every", "run.keep_checkpoints",
+        "run.log_every", "run.validations", "run.tensorboard", "run.report")  # fmt: skip
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The run folder: one process at a time, one configuration from beginning to end."""
+"""The run folder: one run at a time, one configuration from beginning to end."""
 
 import contextlib
 import json
@@ -8,19 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from tubelet.errors import CheckpointError, ConfigError
+from tubelet.train import parallel
 from tubelet.train.config import TrainConfig, differences, to_dict
 from tubelet.weights.checkpoint import PATTERN
 
 # Entries of environment.json that decide in which order numbers are added, and so the last bits of every result.
-ROUNDING = ("torch", "numpy", "av", "processor", "threads", "device", "precision")
+ROUNDING = ("torch", "numpy", "av", "processor", "threads", "processes", "device", "precision")
 
 
 @contextlib.contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Make the folder and keep every other training process out of it, until the block or the process ends.
+    """Make the folder and keep every other run out of it, until the block or the process ends. Rank 0 holds it for all.
 
     Raises CheckpointError when it cannot be made or written, or when another process trains in it.
     """
+    if parallel.rank():
+        yield
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)

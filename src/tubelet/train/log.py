@@ -1,4 +1,7 @@
-"""What a run leaves for people: log.jsonl, environment.json, optional TensorBoard events, and one progress line on stderr."""
+"""What a run leaves for people: log.jsonl, environment.json, optional TensorBoard events, and one progress line on stderr.
+
+Of several processes only rank 0 writes and speaks.
+"""
 
 import json
 import os
@@ -14,6 +17,7 @@ from typing import Any
 import torch
 
 from tubelet.errors import CheckpointError, MissingExtraError, printable
+from tubelet.train import parallel
 
 SECONDS_BETWEEN_LINES = 10  # of progress: no more often where stderr is no terminal, no more seldom anywhere
 
@@ -22,7 +26,9 @@ class Log:
     """log.jsonl of a run folder, one JSON object a line, `step` in each. Opening cuts it back to the step resumed from."""
 
     def __init__(self, folder: Path, step: int, tensorboard: bool = False) -> None:
-        self.path = folder / "log.jsonl"
+        self.path, self.events = folder / "log.jsonl", None
+        if parallel.rank():
+            return
         kept = [line for line in _lines(self.path) if json.loads(line)["step"] <= step]
         try:
             draft = self.path.with_name(".log.jsonl.tmp")
@@ -30,10 +36,13 @@ class Log:
             os.replace(draft, self.path)
         except OSError as error:
             raise CheckpointError(f"cannot write {self.path}: {error.strerror}; choose another --out") from error
-        self.events = _tensorboard(folder, step) if tensorboard else None
+        if tensorboard:
+            self.events = _tensorboard(folder, step)
 
     def write(self, entry: Mapping[str, Any]) -> None:
         """Append one line."""
+        if parallel.rank():
+            return
         try:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n")
@@ -93,6 +102,8 @@ class Progress:
 
     def show(self, entry: Mapping[str, Any]) -> None:
         """Redraw from a log entry."""
+        if parallel.rank():
+            return
         step, now = entry["step"], time.monotonic()
         if not self.redraws and now - self.shown < SECONDS_BETWEEN_LINES and step != self.steps:
             return
@@ -111,8 +122,9 @@ class Progress:
 
 
 def say(message: str) -> None:
-    """A remark to the person who watches; it may have lines."""
-    print("\n".join(map(printable, message.split("\n"))), file=sys.stderr, flush=True)
+    """A remark to the person who watches, from the first process only; it may have lines."""
+    if not parallel.rank():
+        print("\n".join(map(printable, message.split("\n"))), file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:
@@ -135,6 +147,7 @@ def environment(device: torch.device, precision: str, data: Mapping[str, Any]) -
         "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": parallel.world(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": precision,
         "data": dict(data),

@@ -1,11 +1,13 @@
 """The training loop, for every objective: batch, loss, backward, clip, step, log, validate, save.
 
 Everything random in a step follows from (seed, step), so a run that was killed and repeated ends in the same weights, bit for
-bit, as one that was not. No number is fetched from the device but to log it.
+bit, as one that was not; and several processes draw what one would (`share`), so theirs differ by rounding alone. No number is
+fetched from the device but to log it.
 """
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import os
 import signal
@@ -19,12 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tubelet import find, models
+from tubelet import find, models, share
 from tubelet.errors import DataError, TrainingError, printable
 from tubelet.loading import TrainLoader, derive, generator_for, view_batches
 from tubelet.models._model import Model
 from tubelet.records import Batch, Dataset
-from tubelet.train import checkpoint, data, folder, optim, plan
+from tubelet.train import checkpoint, data, folder, optim, parallel, plan
 from tubelet.train.config import TrainConfig
 from tubelet.train.device import autocast, choose_device, choose_precision, set_up
 from tubelet.train.log import Log, Progress, environment, say
@@ -44,19 +46,23 @@ def train(config: TrainConfig, on_step: OnStep | None = None) -> Path:
     The model that is left in `<out>/model` holds the last weights, or their moving average where `optim.ema` is set; none is
     picked by its validation result, so that the validation stays a fair estimate.
 
+    Under torchrun every process makes the same call, and they train together (see `parallel.processes`).
+
     Raises TubeletError for what the user can mend. Ctrl-C and SIGTERM finish the step, save, and raise KeyboardInterrupt.
     """
     config = dataclasses.replace(config, data=data.absolute(config.data))
     out = Path(config.out)
-    with folder.hold(out):
+    with parallel.processes(), folder.hold(out):
         folder.check(out, config)
         try:
             run = Run(config)
-            if run.is_finished():
+            if parallel.agree(run.is_finished()):
                 say(f"{out} is finished ({run.steps} steps): nothing to do. Choose another --out for a new run")
                 return out
             run.announce()
-            folder.begin(out, config, run.environment)
+            if not parallel.rank():
+                folder.begin(out, config, run.environment)
+            run.spread()
             if run.step < run.steps:
                 run.learn(on_step)
             run.finish()
@@ -76,6 +82,7 @@ class Run:
         self.objective: ModuleType = find.module("tubelet.objectives", config.objective)
         self.settings = getattr(config, config.objective)
         self.device = choose_device(config.run.device)
+        parallel.check_device(self.device)
         self.precision = choose_precision(config.run.precision, self.device)
         set_up(self.device, config.run.deterministic, config.run.threads)
 
@@ -85,8 +92,9 @@ class Run:
         self.environment = environment(self.device, self.precision, facts)
         folder.check_data(self.out, self.environment)
         self.loader = TrainLoader(
-            self.train_set, config.clip, config.augment, config.loader, config.run.seed, pinned=self.device.type == "cuda"
-        )
+            self.train_set, config.clip, config.augment, config.loader, config.run.seed, parallel.rank(), parallel.world(),
+            pinned=self.device.type == "cuda", neighbours=parallel.local_world(),
+        )  # fmt: skip
 
         self.steps_per_epoch = videos * config.loader.repeats / config.clips_per_step
         self.steps = optim.total_steps(config.optim, self.steps_per_epoch)
@@ -95,19 +103,12 @@ class Run:
         every = self.steps / max(1, config.run.validations)
         self.validate_at = {round(every * (i + 1)) for i in range(config.run.validations)} if self.val_set else set()
 
-        saved = checkpoint.load_latest(self.out / "checkpoints", say)
-        self.model = new_model(config, self.train_set, self.objective.NEEDS_LABELS, start=saved is None).to(self.device)
+        self.saved = checkpoint.load_latest(self.out / "checkpoints", say)
+        self.model = new_model(config, self.train_set, self.objective.NEEDS_LABELS, start=self.saved is None).to(self.device)
         if config.optim.freeze:
             say(f"all but the head is frozen: {optim.freeze_all_but_head(self.model):,} parameters are trained")
-        self.net = torch.compile(self.model) if config.run.compile else self.model
-        self.optimizer = optim.adamw(self.model, config.optim)
-        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        self.ema = {name: p.detach().clone() for name, p in trained.items()} if config.optim.ema else {}
-        self.step, self.seconds, self.skipped, self.padded = 0, 0.0, 0, 0
-        if saved is not None:
-            checkpoint.restore(saved, self.model, self.optimizer, self.ema)
-            self.step, self.seconds = saved.state["step"], saved.state["seconds"]
-            self.skipped, self.padded = saved.state["skipped"], saved.state["padded"]
+        state: dict[str, Any] = self.saved.state if self.saved else {"step": 0, "seconds": 0.0, "skipped": 0, "padded": 0}
+        self.step, self.seconds, self.skipped, self.padded = (state[name] for name in ("step", "seconds", "skipped", "padded"))
 
     def is_finished(self) -> bool:
         """The model of the last step is there, and its report where one is wanted and a checkpoint is left to draw it from."""
@@ -124,30 +125,51 @@ class Run:
         if changed and self.step < self.steps:
             say(f"the result will not be bit for bit that of a run without a break: {'; '.join(changed)}")
 
+    def spread(self) -> None:
+        """Put the model on all processes, with its optimiser and moving average, as they were when the run was left."""
+        config, saved = self.config, self.saved
+        if config.run.recompute:
+            parallel.recompute(self.model)
+        self.net = parallel.spread(self.model, config.run.parallel, self.device, config.run.compile)
+        self.optimizer = optim.adamw(self.model, config.optim)
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        self.ema = {name: p.detach().clone() for name, p in trained.items()} if config.optim.ema else {}
+        if saved is not None:
+            checkpoint.restore(saved, self.model, self.optimizer, self.ema)
+            self.saved = None  # it is as large as all of them
+
     def learn(self, on_step: OnStep | None) -> None:
         """Every step that is still to do."""
         config, accumulate = self.config.run, self.config.optim.accumulate
+        writer = checkpoint.Writer(self.out / "checkpoints", config.keep_checkpoints)
         log, progress, meter = Log(self.out, self.step, config.tensorboard), Progress(self.steps, self.step), Meter(self.device)
         stream = self.loader.batches(self.step * accumulate, self.steps * accumulate)
         unreadable = Unreadable(self.steps_per_epoch)
         seconds_before, began = self.seconds, time.monotonic()
         saved_at = began
         optim.training_mode(self.model)
-        with contextlib.closing(log), contextlib.closing(progress), stop_signals() as stop, closing(stream):
+        with contextlib.closing(log), contextlib.closing(progress), contextlib.closing(writer), stop_signals() as stop, \
+                closing(stream):  # fmt: skip
             while self.step < self.steps:
                 with meter.waiting():
                     batches = [next(stream) for _ in range(accumulate)]
-                numbers = self.update(batches)
+                late = time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS
+                said = parallel.exchange([
+                    *(len(batch.ids) for batch in batches), sum(len(batch.skipped) for batch in batches),
+                    sum(batch.padded for batch in batches), stop.is_set(), late,
+                ])  # fmt: skip
+                *counts, skipped, padded, asked, lates = zip(*said, strict=True)
+                numbers = self.update(batches, counts)
                 self.step += 1
-                self.skipped += sum(len(batch.skipped) for batch in batches)
-                self.padded += sum(batch.padded for batch in batches)
+                self.skipped += sum(skipped)
+                self.padded += sum(padded)
                 self.seconds = seconds_before + time.monotonic() - began
-                meter.add(self.step, numbers, sum(len(batch.ids) for batch in batches))
-                unreadable.report(batches)
+                meter.add(self.step, numbers, sum(map(sum, counts)))
+                unreadable.report(batches, sum(skipped), sum(map(sum, counts)))
 
-                last, stopping = self.step == self.steps, stop.is_set()
+                last, stopping = self.step == self.steps, any(asked)
                 if self.step % config.log_every == 0 or self.step in self.validate_at or last or stopping:
-                    meter.check(self.out)
+                    meter.check(self.out, writer.wait)
                     entry = self.entry() | meter.read()
                     if self.step in self.validate_at:
                         entry |= self.validate()
@@ -155,37 +177,43 @@ class Run:
                     log.write(entry)
                     progress.show(entry)
                 elif progress.due():
-                    meter.check(self.out)
+                    meter.check(self.out, writer.wait)
                     progress.show(self.entry() | meter.means())
                 if on_step is not None:
                     on_step(self.step, numbers)
-                if config.checkpoint_every:
-                    due = self.step % config.checkpoint_every == 0
-                else:
-                    due = time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS
+                writer.check()
+                due = self.step % config.checkpoint_every == 0 if config.checkpoint_every else bool(lates[0])
                 if due or last or stopping:
-                    meter.check(self.out)
-                    self.save()
+                    meter.check(self.out, writer.wait)
+                    writer.begin(self.snapshot())
                     saved_at = time.monotonic()
+                if last or stopping:
+                    writer.wait()
+                    parallel.wait()
                 if stopping and not last:
                     say(f"stopped after step {self.step} of {self.steps}, saved: the same command continues")
                     raise KeyboardInterrupt
 
-    def update(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
-        """One step on the mean gradient over all clips of the batches; gives its numbers. Without any clip nothing changes."""
-        config, clips = self.config, sum(len(batch.ids) for batch in batches)
+    def update(self, batches: Sequence[Batch], counts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """One step on the mean gradient over all clips of the batches; gives its numbers. Without any clip nothing changes.
+
+        counts: for each batch, how many clips every process has of it. Every clip weighs the same, wherever it is.
+        """
+        config, clips, world = self.config, sum(map(sum, counts)), parallel.world()
         torch.manual_seed(derive(config.run.seed, "step", self.step))
         generator = generator_for(config.run.seed, "objective", self.step)
         numbers: dict[str, Tensor] = {}
-        for batch in batches:
-            if not batch.ids:
-                continue
-            with autocast(self.device, self.precision):
-                loss, more = self.objective.loss(self.net, batch.to(self.device), self.settings, generator)
-            share = len(batch.ids) / clips
-            (loss * share).backward()
+        filled = [(batch, held) for batch, held in zip(batches, counts, strict=True) if any(held)]
+        for number, (batch, held) in enumerate(filled, start=1):
+            with share.of(parallel.rank(), held), parallel.synchronised(self.net, number == len(filled)):
+                taken = batch if batch.ids else parallel.blank(config.clip)
+                with autocast(self.device, self.precision):
+                    loss, more = self.objective.loss(self.net, taken.to(self.device), self.settings, generator)
+                weight = len(batch.ids) / clips
+                (loss * (weight * world)).backward()  # DDP and FSDP2 take the mean over the processes
             for name, value in {"loss": loss.detach(), **more}.items():
-                numbers[name] = numbers[name] + value * share if name in numbers else value * share
+                numbers[name] = numbers[name] + value * weight if name in numbers else value * weight
+        numbers = parallel.total(numbers)
         if clips:
             numbers["gradient_norm"] = optim.clip(self.model, config.optim.clip_gradient)
             optim.set_lr(self.optimizer, self.lr())
@@ -208,30 +236,45 @@ class Run:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Means over the readable validation clips, one centre clip a video, as `val_<name>`; leaves no trace in training."""
+        """Means over the readable validation clips, one centre clip a video, as `val_<name>`; leaves no trace in training.
+
+        Every process looks at its share of each batch, and every video is looked at once.
+        """
         assert self.val_set is not None
         sums: dict[str, Tensor] = {}
         count, reason = 0, ""
         self.model.eval()
         with self.averaged():
+            examples, size = self.val_set.examples, self.config.loader.batch_size
+            whole = [examples[first : first + size] for first in range(0, len(examples), size)]
+            own = [[batch[i] for i in share.split(len(batch), parallel.world())[parallel.rank()]] for batch in whole]
             views = view_batches(
-                self.val_set.examples, self.model.class_names, self.config.clip, batch_size=self.config.loader.batch_size
-            )
-            for number, batch in enumerate(views):
-                if batch.skipped:
+                [example for batch in own for example in batch], self.model.class_names, self.config.clip,
+                batch_size=max(1, len(own[0])), workers=self.loader.workers,
+            )  # fmt: skip
+            for number in itertools.count():
+                batch = next(views, None)
+                if batch is not None and batch.skipped:
                     reason = reason or batch.skipped[0][1]
-                if not batch.ids:
+                clips = len(batch.ids) if batch is not None else 0
+                held, going = zip(*parallel.exchange([clips, batch is not None]), strict=True)
+                if not any(going):
+                    break
+                if not any(held):
                     continue
+                taken = batch if batch is not None and clips else parallel.blank(self.config.clip)
                 generator = generator_for(self.config.run.seed, "validate", number)
-                with autocast(self.device, self.precision):
-                    measured = self.objective.measure(self.net, batch.to(self.device), self.settings, generator)
+                with share.of(parallel.rank(), held), autocast(self.device, self.precision):
+                    measured = self.objective.measure(self.net, taken.to(self.device), self.settings, generator)
                 for name, values in measured.items():
-                    sums[name] = sums[name] + values.double().sum() if name in sums else values.double().sum()
-                count += len(batch.ids)
+                    total = values[:clips].double().sum()
+                    sums[name] = sums[name] + total if name in sums else total
+                count += sum(held)
         optim.training_mode(self.model)
         if not count:
+            reason = next(filter(None, parallel.gather(reason)))
             raise DataError(f"not one of the validation videos can be read: {reason}; run `tubelet inspect` on them")
-        means = {f"val_{name}": float(total) / count for name, total in sums.items()}
+        means = {f"val_{name}": float(total) / count for name, total in parallel.total(sums).items()}
         wrong = [name for name, value in means.items() if not math.isfinite(value)]
         if wrong:
             raise TrainingError(
@@ -250,17 +293,20 @@ class Run:
         finally:
             self._swap(weights)
 
+    @torch.no_grad()
     def _swap(self, weights: dict[str, nn.Parameter]) -> None:
-        for name in self.ema:
-            weights[name].data, self.ema[name] = self.ema[name], weights[name].data
+        for name, average in self.ema.items():  # by value: FSDP2 holds on to the memory of its parameters
+            before = weights[name].detach().clone()
+            weights[name].copy_(average)
+            average.copy_(before)
 
-    def save(self) -> None:
-        """A checkpoint of this very moment."""
+    def snapshot(self) -> checkpoint.Snapshot:
+        """This very moment, to be written."""
         state = {"step": self.step, "seconds": self.seconds, "skipped": self.skipped, "padded": self.padded}
-        checkpoint.save(self.out / "checkpoints", state, self.model, self.optimizer, self.ema, self.config.run.keep_checkpoints)
+        return checkpoint.snapshot(state, self.model, self.optimizer, self.ema)
 
     def finish(self) -> None:
-        """The model folder, and the report."""
+        """The model folder, and the report: rank 0 makes them, the others wait at the end."""
         from tubelet.evaluate.report import write_run_report
 
         config, masked, val = self.config, self.config.masked, self.val_set.examples if self.val_set else ()
@@ -270,11 +316,14 @@ class Run:
                    "videos": len(self.train_set.examples), "seconds": round(self.seconds, 1), "seed": config.run.seed}  # fmt: skip
         self.model.eval()
         with self.averaged():
-            save_model(self.model, self.out / "model", trained)
+            model = parallel.whole_model(self.model)
+            if parallel.rank():
+                return
+            save_model(model, self.out / "model", trained)
             say(f"the model is in {self.out / 'model'}")
             if config.run.report:
                 report = write_run_report(
-                    self.out, self.model, examples=val, train_examples=self.train_set.examples,
+                    self.out, model, examples=val, train_examples=self.train_set.examples,
                     normalize_target=masked.normalize_target, mask=masked.mask, ratio=masked.ratio, seed=config.run.seed,
                     batch_size=config.loader.batch_size, weights=started,
                 )  # fmt: skip
@@ -299,12 +348,14 @@ class Unreadable:
         self.steps_per_epoch, self.empty_steps = steps_per_epoch, 0
         self.said: dict[str, str] = {}
 
-    def report(self, batches: Sequence[Batch]) -> None:
-        for id, reason in (pair for batch in batches for pair in batch.skipped):
+    def report(self, batches: Sequence[Batch], skipped: int, clips: int) -> None:
+        """The batches of one step on this process; `skipped` videos and `clips` on all of them."""
+        mine = [pair for batch in batches for pair in batch.skipped]
+        for id, reason in (pair for pairs in (parallel.gather(mine) if skipped else []) for pair in pairs):
             if id not in self.said:
                 self.said[id] = reason
                 say(printable(f"left out: {id}: {reason}"))
-        self.empty_steps = 0 if any(batch.ids for batch in batches) else self.empty_steps + 1
+        self.empty_steps = 0 if clips else self.empty_steps + 1
         if self.empty_steps > self.steps_per_epoch:
             reason = next(iter(self.said.values()))
             raise TrainingError(f"not one of the videos can be read: {reason}; run `tubelet inspect` on them")

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -42,10 +42,12 @@ class Meter:
         self.steps += bool(numbers)  # a step without a readable video has none
         self.clips += clips
 
-    def check(self, folder: Path) -> None:
-        """TrainingError naming the first step whose loss or gradient was not finite, and what is left of the run."""
+    def check(self, folder: Path, settle: Callable[[], None]) -> None:
+        """TrainingError naming the first step whose loss or gradient was not finite, and what is left of the run, which is
+        known once `settle` has returned."""
         bad = int(self.bad_step)
         if bad >= 0:
+            settle()
             cure = "a lower --optim.base-lr, --optim.clip-gradient 1 or --run.precision fp32"
             raise TrainingError(
                 f"the loss or its gradient is not finite at step {bad}; "

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tubelet import share
 from tubelet.errors import ConfigError
+from tubelet.train import parallel
 
 
 def mix(
@@ -26,8 +28,8 @@ def mix(
     `mixup` and `cutmix` are the alpha of Beta(alpha, alpha); 0 turns one off, and with both on each batch takes one or
     the other by the toss of a coin. Mixup blends whole clips (float32 out), CutMix pastes one rectangle, the same in
     every frame, and counts the share of pixels that is really pasted (uint8 out). With neither, the frames come back
-    untouched. A target is `1 - label_smoothing` on the labels plus `label_smoothing / K` on every class. `generator`
-    is a CPU one.
+    untouched. A target is `1 - label_smoothing` on the labels plus `label_smoothing / K` on every class. `generator` is
+    a CPU one. Among several processes the partner may be a clip of another one: they hand each other their frames.
     """
     for name, value in (("mixup", mixup), ("cutmix", cutmix)):
         if value < 0:
@@ -38,30 +40,32 @@ def mix(
     targets = targets * (1 - label_smoothing) + label_smoothing / classes
     use_cutmix = cutmix > 0 and (mixup == 0 or bool(torch.rand((), generator=generator) < 0.5))
     alpha = cutmix if use_cutmix else mixup
-    if alpha == 0 or len(frames) < 2:
+    held = share.current(len(frames))
+    count, rows = held.total, held.rows
+    if alpha == 0 or count < 2:
         return frames, targets
-    count = len(frames)
     # A cyclic shift: every clip gets another one as partner, never itself.
     shift = 1 + int(torch.randint(count - 1, (), generator=generator))
     seed = int(torch.randint(2**62, (), generator=generator))
-    kept = np.random.default_rng(seed).beta(alpha, alpha, count)  # torch has no Beta that takes a Generator
+    kept = np.random.default_rng(seed).beta(alpha, alpha, count)[rows]  # torch has no Beta that takes a Generator
+    partners = (torch.arange(count)[rows] - shift).remainder(count).to(frames.device)
+    others, other_targets = (parallel.gather_clips(whole)[partners] for whole in (frames, targets))
     if use_cutmix:
-        frames, kept = _paste(frames, frames.roll(shift, 0), kept, generator)
+        centres = torch.rand(count, 2, generator=generator)[rows].tolist()
+        frames, kept = _paste(frames, others, kept, centres)
     else:
-        share_ = torch.tensor(kept, dtype=torch.float32, device=frames.device).view(-1, 1, 1, 1, 1)
-        own = frames.float()
-        frames = own.roll(shift, 0).lerp_(own, share_)
-    share = torch.tensor(kept, dtype=torch.float32, device=targets.device).view(-1, 1)
-    return frames, torch.lerp(targets.roll(shift, 0), targets, share)
+        own_share = torch.tensor(kept, dtype=torch.float32, device=frames.device).view(-1, 1, 1, 1, 1)
+        frames = others.float().lerp_(frames.float(), own_share)
+    own_share = torch.tensor(kept, dtype=torch.float32, device=targets.device).view(-1, 1)
+    return frames, torch.lerp(other_targets, targets, own_share)
 
 
-def _paste(frames: Tensor, others: Tensor, kept: np.ndarray, generator: torch.Generator) -> tuple[Tensor, np.ndarray]:
-    """Clips with a rectangle of `others`, about `1 - kept` of the area, and the share of pixels that stayed their
-    own."""
+def _paste(frames: Tensor, others: Tensor, kept: np.ndarray, centres: list[list[float]]) -> tuple[Tensor, np.ndarray]:
+    """Clips with a rectangle of `others` around `centres` (y, x from 0 to 1), about `1 - kept` of the area, and the share
+    of pixels that stayed their own."""
     frames = frames.clone()
     height, width = frames.shape[-2:]
     shares = np.empty_like(kept)
-    centres = torch.rand(len(frames), 2, generator=generator).tolist()
     for i, (y, x) in enumerate(centres):
         side = math.sqrt(1 - kept[i])
         h, w, cy, cx = side * height, side * width, y * height, x * width

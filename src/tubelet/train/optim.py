@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tubelet.errors import ConfigError
 from tubelet.models._model import Model
+from tubelet.train import parallel
 from tubelet.train.config import OptimConfig
 
 
@@ -110,8 +111,8 @@ def clip(model: Model, largest: float) -> Tensor:
     """The norm of the whole gradient, which is scaled down to `largest` where it is above it (0: never)."""
     gradients = [p for p in model.parameters() if p.grad is not None]
     if largest:
-        return torch.nn.utils.clip_grad_norm_(gradients, largest)
-    return torch.nn.utils.get_total_norm([p.grad for p in gradients if p.grad is not None])
+        return parallel.whole(torch.nn.utils.clip_grad_norm_(gradients, largest))
+    return parallel.whole(torch.nn.utils.get_total_norm([p.grad for p in gradients if p.grad is not None]))
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

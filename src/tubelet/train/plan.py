@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tubelet.loading import generator_for
 from tubelet.records import Batch
+from tubelet.train import parallel
 from tubelet.train.device import autocast
 from tubelet.train.log import duration
 
@@ -22,13 +23,15 @@ EFFICIENCY = 0.5  # of the speed of a large matrix product that a training step 
 def describe(run: "Run") -> str:
     """The plan as a few lines of text."""
     config, model, spec = run.config, run.model, run.config.clip
+    world = parallel.world()
     gmacs, kept_bytes = cost_of_a_clip(run)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     every = sum(p.numel() for p in model.parameters())
     clips = run.steps * config.clips_per_step
-    seconds = clips * 3 * 2 * gmacs * 1e9 / (probe(run.device, run.precision) * EFFICIENCY)
-    weights = 4 * (every + trained * (3 + bool(run.ema)))  # float32: weights, gradients, two moments, moving average
-    memory = weights + kept_bytes * config.loader.batch_size
+    seconds = clips * 3 * 2 * gmacs * 1e9 / (probe(run.device, run.precision) * EFFICIENCY * world)
+    # float32: weights, gradients, two moments, moving average
+    weights = 4 * (every + trained * (3 + bool(config.optim.ema)))
+    memory = weights + kept_bytes * config.loader.batch_size / world
     cache = f"decoded videos in memory, about {size(run.loader.cache_bytes)}" if run.loader.cache_bytes else "decoded as needed"
     cache += ", approximately (no deblocking)" if config.loader.approximate else ""
     slots, rows, columns = getattr(model, "grid", (0, 0, 0))
@@ -44,7 +47,8 @@ def describe(run: "Run") -> str:
         "model": f"{model.name}, {every / 1e6:.2f} M parameters, {trained / 1e6:.2f} M trained, {gmacs:.2f} GMAC forward per clip",
         "steps": f"{run.steps:,} of {config.clips_per_step} clips ({run.steps / run.steps_per_epoch:.4g} epochs, {clips:,} clips), "
         f"learning rate {run.peak:.3g} after {run.warmup} steps",
-        "on": f"{run.device}, {run.precision}, {torch.get_num_threads()} threads; about {size(memory)} of memory, "
+        "on": (f"{world} processes, on each " if world > 1 else "")
+        + f"{run.device}, {run.precision}, {torch.get_num_threads()} threads; about {size(memory)} of memory, "
         f"{duration(seconds)}",
     }
     return "\n".join(f"{name:>6}  {text}" for name, text in lines.items())
