@@ -1,0 +1,27 @@
+#!/bin/bash
+# Pretraining on two machines of eight GPUs under SLURM: sbatch examples/slurm.sh VIDEOS RUN
+# One torchrun on each machine starts a process for each of its GPUs. Given again, or queued again after a preemption, the
+# same line continues from the last checkpoint. VIDEOS and RUN lie on a file system that all machines see.
+#SBATCH --job-name=tubelet
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=tubelet-%j.log
+
+set -euo pipefail
+videos=$1
+run=$2
+
+export OMP_NUM_THREADS=$((SLURM_CPUS_PER_TASK / SLURM_GPUS_ON_NODE))
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # or restarted processes meet what the dead ones left
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+
+# torchrun passes SLURM's SIGTERM on: every process finishes its step, rank 0 saves, and the job can be queued again.
+exec srun --kill-on-bad-exit=1 torchrun \
+  --nnodes "$SLURM_NNODES" --nproc-per-node "$SLURM_GPUS_ON_NODE" --max-restarts 3 \
+  --rdzv-id "$SLURM_JOB_ID" --rdzv-backend c10d --rdzv-endpoint "$first:29500" \
+  -m tubelet pretrain "$videos" --out "$run"
