@@ -1,5 +1,8 @@
 """What is written can be read by others, and a file appears whole or not at all."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -41,6 +44,16 @@ def test_equal_frames_give_equal_bytes(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", clip())
     write_video(tmp_path / "b.mp4", clip().numpy())
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+def test_memory_that_nobody_has_written_changes_no_file(tmp_path: Path) -> None:
+    """glibc fills new memory with what the variable says."""
+    torch.save(clip(), tmp_path / "clip.pt")
+    code = "import sys, torch; from tubelet.video.write import write_video; write_video(sys.argv[2], torch.load(sys.argv[1]))"
+    for value in ("17", "85"):
+        command = [sys.executable, "-c", code, str(tmp_path / "clip.pt"), str(tmp_path / f"{value}.mp4")]
+        subprocess.run(command, check=True, env={**os.environ, "MALLOC_PERTURB_": value})
+    assert (tmp_path / "17.mp4").read_bytes() == (tmp_path / "85.mp4").read_bytes()
 
 
 def test_key_frames_codecs_and_containers(tmp_path: Path) -> None:

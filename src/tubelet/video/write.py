@@ -41,6 +41,8 @@ def write_video(
             f"{path}: {pixel_format} needs an even height and width, got {height}x{width}: crop by a pixel or use yuv444p"
         )
     options = {"crf": str(crf), "preset": preset} if codec in ("libx264", "libx265") else {"crf": str(crf)}
+    if codec == "libx264":  # its mbtree reads memory that nobody has written, and what it finds there changes the file
+        options["x264-params"] = "mbtree=0"
     with _whole_file(path) as temporary, av.open(f"file:{temporary}", "w") as container:
         stream = container.add_stream(codec, rate=_rate(fps), options=options)
         assert isinstance(stream, VideoStream), codec
