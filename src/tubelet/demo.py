@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
+
 from tubelet.evaluate import protocol, report
 from tubelet.evaluate.multiview import look
 from tubelet.evaluate.run import Evaluation, Settings, evaluate
@@ -19,6 +21,8 @@ def run(demo: Demo, say: Callable[[str], None]) -> Evaluation:
     The table holds the fine-tuned model, the same training from random initialisation, k-NN and a linear probe on the
     pretrained and on untrained features, a single-frame model, the majority class and chance.
     """
+    if demo.pretrain.run.threads:
+        torch.set_num_threads(demo.pretrain.run.threads)  # of drawing the videos too
     say(f"1/5  a motion set of {len(demo.motions)} classes in {demo.videos}")
     write_motion_set(
         demo.videos, demo.motions, train=demo.train, val=demo.val, unlabelled=demo.unlabelled, size=demo.size,
