@@ -20,12 +20,12 @@ BENCHMARKS: dict[str, tuple[str, list[str], list[str]]] = {
     "load": ("load.py", [], ["--quick"]),
     "step": (
         "step.py",
-        ["--steps", "pretraining", "finetuning", "--sizes", "small", "base"],
+        ["--steps", "pretraining", "dual masking", "finetuning", "--sizes", "small", "base", "--precision", "fp32", "bf16"],
         ["--steps", "pretraining", "finetuning", "--sizes", "tiny", "--frames", "8", "--pixels", "112", "--rounds", "2"],
     ),
     "infer": (
         "step.py",
-        ["--steps", "inference", "--sizes", "small", "base"],
+        ["--steps", "inference", "--sizes", "small", "base", "--precision", "fp32", "bf16"],
         ["--steps", "inference", "--sizes", "tiny", "--frames", "8", "--pixels", "112", "--rounds", "2"],
     ),
     "e2e": ("e2e.py", [], ["--quick"]),
