@@ -1,8 +1,11 @@
 """`tubelet predict`: what is in these videos?"""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tubelet.cli._print import emit_json, note
+
+if TYPE_CHECKING:
+    from tubelet.classify import Prediction
 
 
 def command(
@@ -57,7 +60,7 @@ def command(
 
     from tubelet.classify import predict, predict_table
     from tubelet.cli._partitions import answer_all
-    from tubelet.errors import DataError, VideoError, printable
+    from tubelet.errors import DataError, VideoError
     from tubelet.train.device import choose_device
     from tubelet.weights.load import load_model
 
@@ -79,15 +82,20 @@ def command(
             continue
         answers.append(answer.to_dict())
         if not json:
-            print(f"{printable(path)}  ({answer.seconds_taken:.2f} s)")
-            for name, probability in answer.top:
-                print(f"  {probability:6.1%}  {name}")
-            spans = ", ".join(f"{clip[0]:.2f}-{clip[-1]:.2f}" for clip in answer.seconds)
-            print(
-                f"  looked at seconds {spans}; {len(answer.seconds[0])} frames each, {answer.crops} crop{'s' * (answer.crops > 1)}"
-            )
-            for warning in answer.warnings:
-                print(f"  note: {warning}")
+            _print(path, answer)
     if json:
         emit_json(answers)
     return 2 if failed else 0
+
+
+def _print(path: str, answer: "Prediction") -> None:
+    """For a person: the classes, and what they were told from."""
+    from tubelet.errors import printable
+
+    print(f"{printable(path)}  ({answer.seconds_taken:.2f} s)")
+    for name, probability in answer.top:
+        print(f"  {probability:6.1%}  {name}")
+    spans = ", ".join(f"{clip[0]:.2f}-{clip[-1]:.2f}" for clip in answer.seconds)
+    print(f"  looked at seconds {spans}; {len(answer.seconds[0])} frames each, {answer.crops} crop{'s' * (answer.crops > 1)}")
+    for warning in answer.warnings:
+        print(f"  note: {warning}")
