@@ -73,17 +73,18 @@ def soak(videos: Path, out: Path, steps: int, more: int) -> tuple[float, list[di
     return 1000 * sum((look["step"] - mean) * look["megabytes"] for look in half) / spread, seen
 
 
-def check(videos: Path, out: Path, steps: int, more: int, most_megabytes: float) -> None:
+def check(videos: Path, out: Path, steps: int, more: int, most_megabytes: float | None) -> None:
+    """most_megabytes: of growth per 1,000 steps; None where a run is too short for more than the filling of its buffers."""
     slope, seen = soak(videos, out, steps, more)
     start, middle, end, after = seen[0], seen[len(seen) // 2], seen[-2], seen[-1]
     print(f"{steps} steps: {slope:+.2f} MB per 1,000 steps", start, middle, end, after, sep="\n")
-    assert slope < most_megabytes
+    assert most_megabytes is None or slope < most_megabytes
     assert end["processes"] <= 2 and end["files"] <= middle["files"] + 2 and end["sockets"] <= 2
     assert (after["processes"], after["sockets"]) == (0, 0) and after["files"] <= start["files"] + 1
 
 
 def test_a_run_leaves_nothing_open(motion_folder: Path, tmp_path: Path) -> None:
-    check(motion_folder, tmp_path / "run", 150, more=0, most_megabytes=500)
+    check(motion_folder, tmp_path / "run", 150, more=0, most_megabytes=None)
 
 
 @pytest.mark.slow

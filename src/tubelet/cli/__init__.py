@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         # The reader (`| head`) has gone; without this the interpreter would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    print(f"error: {message}", file=sys.stderr)
+    sys.stderr.write(f"error: {message}\n")  # one piece: print() makes two, and others write here too
     return 2
 
 

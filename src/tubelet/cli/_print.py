@@ -43,7 +43,9 @@ def emit_json(value: Any) -> None:
 
 def note(message: str) -> None:
     """Print progress or a remark on stderr, where it cannot spoil the answer on stdout."""
-    print(printable(message), file=sys.stderr, flush=True)
+    # print() writes the line and its end one after the other, and of several processes lines would run into each other.
+    sys.stderr.write(f"{printable(message)}\n")
+    sys.stderr.flush()
 
 
 def _cell(value: Any) -> str:

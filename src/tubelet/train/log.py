@@ -124,7 +124,8 @@ class Progress:
 def say(message: str) -> None:
     """A remark to the person who watches, from the first process only; it may have lines."""
     if not parallel.rank():
-        print("\n".join(map(printable, message.split("\n"))), file=sys.stderr, flush=True)
+        sys.stderr.write("".join(f"{printable(line)}\n" for line in message.split("\n")))
+        sys.stderr.flush()
 
 
 def duration(seconds: float) -> str:
