@@ -4,12 +4,15 @@ from tubelet.cli._print import emit_json, table
 
 
 def command(*, json: bool = False) -> None:
-    """List every model with its parameters, multiply-adds and clip size.
+    """List every model with its size, cost, reach and the clips of its paper.
+
+    GMAC: 10^9 multiply-adds of one clip. Field: frames x rows x columns that a convolution's last value sees. Pairs: of a query
+    and a key in one block of a Transformer.
 
     Parameters
     ----------
     json
-        Print a JSON list with `name`, `params`, `gmacs`, `frames`, `size`, ... instead of a table.
+        Print a JSON list with `name`, `params`, `gmacs`, `frames`, ... instead of a table.
     """
     from tubelet.models import list_models
 
@@ -17,8 +20,17 @@ def command(*, json: bool = False) -> None:
     if json:
         emit_json(rows)
         return
-    shown = [{**row, "params": f"{row['params'] / 1e6:.2f} M", "gmacs": f"{row['gmacs']:.2f}"} for row in rows]
+    shown = [
+        {
+            **row,
+            "params": f"{row['params'] / 1e6:.2f} M",
+            "gmacs": f"{row['gmacs']:.2f}",
+            "receptive_field": "x".join(map(str, row["receptive_field"])) if row["receptive_field"] else None,
+            "attended_pairs": f"{row['attended_pairs']:,}" if row["attended_pairs"] else None,
+        }
+        for row in rows
+    ]
     table(shown, {key: HEADINGS.get(key, key) for key in shown[0]})
 
 
-HEADINGS = {"gmacs": "GMAC", "size": "pixels"}
+HEADINGS = {"gmacs": "GMAC", "receptive_field": "field", "attended_pairs": "pairs", "stride_frames": "stride", "size": "pixels"}

@@ -1,6 +1,7 @@
 """One file is one family. `build` makes any variant by name; `variants` and `list_models` say what there is.
 
-A family file has PAPER, VARIANTS (name -> sizes) and build(name, spec, class_names, **options). Its model has .name, .spec,
+A family file has PAPER, VARIANTS (name -> sizes) and build(name, spec, class_names, **options); where the paper shows a variant
+other clips than 16 frames of 224 pixels at stride 4, CLIPS (name -> ClipSpec) has them. Its model has .name, .spec,
 .class_names, .options (what rebuilds it), .depth, .depth_of(parameter), .head_parameters(), and maps frames to named tensors.
 """
 
@@ -70,15 +71,26 @@ def cost(model: Model, mask: torch.Tensor | None = None) -> dict[str, Any]:
 
 
 def list_models(spec: ClipSpec | None = None) -> list[dict[str, Any]]:
-    """One row a variant as a classifier of 400 classes: name, family, params, gmacs, frames, size, paper."""
-    spec = spec or ClipSpec()
+    """One row a variant as a classifier of 400 classes of the clips of its paper, or of `spec`: name, family, params, gmacs,
+    receptive_field ([frames, rows, columns] or None), attended_pairs (int or None), frames, stride_frames, size, paper."""
     rows = []
     for name, family in variants().items():
+        clip = spec or clip_of(name)
         with torch.device("meta"):
-            model = build(name, spec, [str(i) for i in range(CLASSES_OF_THE_TABLE)])
+            model = build(name, clip, [str(i) for i in range(CLASSES_OF_THE_TABLE)])
+        field = model.receptive_field()
         row = {"name": name, "family": family.__name__.rpartition(".")[2], **cost(model)}
-        rows.append(row | {"frames": spec.frames, "size": spec.size, "paper": family.PAPER})
+        row |= {"receptive_field": field and list(field), "attended_pairs": model.attended_pairs()}
+        rows.append(
+            row | {"frames": clip.frames, "stride_frames": clip.stride_frames, "size": clip.size, "paper": family.PAPER}
+        )
     return rows
+
+
+def clip_of(name: str) -> ClipSpec:
+    """The clips that the paper shows a variant."""
+    clip: ClipSpec = getattr(variants()[find.choose(name, variants(), "model")], "CLIPS", {}).get(name, ClipSpec())
+    return clip
 
 
 def build_like(model: Model, **changes: Any) -> Model:

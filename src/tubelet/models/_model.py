@@ -30,6 +30,15 @@ class Model(nn.Module):
         """Where a parameter stands: 0 embedding, 1..depth blocks, depth + 1 what follows."""
         raise NotImplementedError
 
+    def receptive_field(self) -> Triple | None:
+        """Frames, rows and columns that one value of the last feature map sees, for convolutional families; computed."""
+        return None
+
+    def attended_pairs(self) -> int | None:
+        """Pairs of a query and a key in one block, for families that attend (in one of each kind where kinds alternate); cls
+        tokens are not counted."""
+        return None
+
     def head_parameters(self) -> list[nn.Parameter]:
         """What stays trainable when everything but the head is frozen."""
         raise NotImplementedError

@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tubelet import share
+from tubelet.models._conv3d import receptive_field
 from tubelet.models._model import Model
+from tubelet.models._tokens import Triple
 from tubelet.records import ClipSpec
 from tubelet.video.normalize import normalize
 
@@ -99,6 +101,10 @@ class SingleFrame(Model):
         if parameter.startswith("stem."):
             return 0
         return int(parameter.split(".")[1]) + 1 if parameter.startswith("blocks.") else self.depth + 1
+
+    def receptive_field(self) -> Triple:
+        """Of the last residual block."""
+        return receptive_field(module for name, module in self.named_modules() if "shortcut" not in name)
 
     def head_parameters(self) -> list[nn.Parameter]:
         """What stays trainable when everything but the head is frozen."""

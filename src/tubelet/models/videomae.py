@@ -228,6 +228,10 @@ class VideoMAE(Model):
             return 0
         return int(parameter.split(".")[1]) + 1 if parameter.startswith("blocks.") else self.depth + 1
 
+    def attended_pairs(self) -> int:
+        """Of joint attention: all tokens with all."""
+        return (self.grid[0] * self.grid[1] * self.grid[2]) ** 2
+
     def head_parameters(self) -> list[nn.Parameter]:
         """What stays trainable when everything but the head is frozen."""
         return list(self.head.parameters()) if self.class_names else []

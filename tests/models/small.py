@@ -1,0 +1,42 @@
+"""A small model of every family, for the suites that loop over all of them. A new family adds its line."""
+
+import torch
+from torch import Tensor
+
+from tubelet import models
+from tubelet.models._model import Model
+from tubelet.records import ClipSpec
+
+SPEC = ClipSpec(frames=4, size=32)
+
+# By family, or by variant where the variants of a family take other options: (clips it is built for, options).
+SMALL: dict[str, tuple[ClipSpec, dict[str, object]]] = {
+    "videomae": (SPEC, dict(width=24, depth=2, heads=2, decoder_width=12, decoder_depth=1, decoder_heads=2, patch=8)),
+    "fusion": (SPEC, dict(width=8, stages=2)),
+}
+
+
+def family_of(name: str) -> str:
+    return models.variants()[name].__name__.rpartition(".")[2]
+
+
+def small(name: str, class_names: tuple[str, ...] = (), **options: object) -> Model:
+    """A variant so small that it is built and run at once."""
+    spec, sizes = SMALL.get(name) or SMALL[family_of(name)]
+    return models.build(name, spec, class_names, **{**sizes, **options})
+
+
+def clips(spec: ClipSpec, batch: int = 2, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (batch, spec.frames, 3, spec.size, spec.size), dtype=torch.uint8, generator=generator)
+
+
+def randomise(model: torch.nn.Module, scale: float = 0.1) -> None:
+    """Random values everywhere, biases, norms and running statistics too, so that no swapped or forgotten weight can hide."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+        for name, buffer in model.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                buffer.copy_(torch.rand(buffer.shape, generator=generator) * scale + (1 if name.endswith("var") else 0))
