@@ -1,4 +1,4 @@
-"""What the convolutional families share: a batch norm that is the same on any number of processes, and receptive fields.
+"""What the convolutional families share: a batch norm that is the same on any number of processes, receptive fields and map sizes.
 
 B batch, C channels, then time and place: (B,C,H,W) or (B,C,T,H,W).
 """
@@ -76,9 +76,23 @@ def receptive_field(layers: Iterable[nn.Module]) -> Triple:
     return field[0], field[1], field[2]
 
 
-def _triple(layer: nn.Module, name: str) -> Triple:
+def output_size(layers: Iterable[nn.Module], size: Triple) -> Triple:
+    """Frames, rows and columns that these layers, which follow one another, make of `size`; 0 or less where a kernel is larger
+    than what is left. What counts is what counts for `receptive_field`."""
+    for layer in layers:
+        if not hasattr(layer, "kernel_size"):
+            continue
+        kernel, stride, dilation = (_triple(layer, name) for name in ("kernel_size", "stride", "dilation"))
+        padding = _triple(layer, "padding", of_time=0)
+        reach = [(k - 1) * d - 2 * p for k, d, p in zip(kernel, dilation, padding, strict=True)]
+        t, h, w = ((n - r - 1) // s + 1 for n, r, s in zip(size, reach, stride, strict=True))
+        size = (t, h, w)
+    return size
+
+
+def _triple(layer: nn.Module, name: str, of_time: int = 1) -> Triple:
     """A setting of a convolution or pooling as (time, height, width); layers of pictures leave time alone."""
     value = getattr(layer, name, 1)
     flat = isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d)
     values = (value,) * (2 if flat else 3) if isinstance(value, int) else tuple(value)
-    return (1, *values) if flat else values  # type: ignore[return-value]
+    return (of_time, *values) if flat else values  # type: ignore[return-value]
