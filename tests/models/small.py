@@ -16,6 +16,7 @@ SMALL: dict[str, tuple[ClipSpec, dict[str, object]]] = {
     "slow_fusion_toy": (SPEC, dict(width=8, stages=1)),
     "c3d": (ClipSpec(frames=16, size=32), dict(channels=4, hidden=16)),
     "cnn_lstm": (SPEC, dict(channels=4, hidden=12)),
+    "cnn3d_lstm_resnet18": (SPEC, dict(channels=4, hidden=12, window=2)),
 }
 
 

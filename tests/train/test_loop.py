@@ -474,3 +474,10 @@ def test_a_model_of_another_family_to_start_from(pretrain_config: Make, finetune
         train(finetune_config("tuned", str(pretrained), model__options={"patch": 8, "width": 64, "heads": 2, "depth": 2}))
     with pytest.raises(CheckpointError, match="no model at"):
         finetune_config("tuned2", "nowhere")
+
+
+def test_running_statistics_are_those_of_the_clips(finetune_config: Make) -> None:
+    """Counting what a clip costs, before the first step, is no step; its one clip would not do for batch norm either."""
+    config = finetune_config(model__name="early_fusion_resnet18", model__options={"width": 4}, optim__steps=3)
+    kept = weights(train(config))
+    assert kept["stem.1.num_batches_tracked"] == 3 == kept["blocks.3.1.bn2.num_batches_tracked"]

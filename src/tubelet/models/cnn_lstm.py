@@ -75,6 +75,7 @@ class CNNLSTM(Model):
             self.head = nn.Linear(hidden, len(class_names))
         self.init_weights()
         self.cnn.requires_grad_(not frozen)
+        self.train()
 
     def init_weights(self) -> None:
         """The CNN's; Xavier for what the LSTM takes in, orthogonal from state to state, remembering at first (a bias of 1 to
@@ -109,7 +110,7 @@ class CNNLSTM(Model):
         else:
             maps = self.cnn(x.unflatten(1, (s, -1)).flatten(0, 1).transpose(1, 2))  # (BS,C,W,H,W) -> (BS,D',W',H',W')
         features = maps.flatten(2).mean(dim=2).view(b, s, -1)
-        tokens, _ = self.lstm(features)
+        tokens = self._lstm(features)
         many = self.options["many_to_many"]
         out = {"tokens": tokens, "embedding": tokens.mean(dim=1) if many else tokens[:, -1]}
         if self.class_names and many:
@@ -117,6 +118,13 @@ class CNNLSTM(Model):
             out["logits"] = out["frame_logits"].softmax(dim=-1).mean(dim=1).log()
         elif self.class_names:
             out["logits"] = self.head(out["embedding"])
+        return out
+
+    def _lstm(self, x: Tensor) -> Tensor:
+        """(B,S,D') -> (B,S,D). nn.LSTM's own forward reads its weights from a list beside them, which cannot be exported."""
+        state = x.new_zeros(self.lstm.num_layers, x.shape[0], self.width)
+        weights = list(self.lstm.parameters())
+        out, _, _ = torch.lstm(x, (state, state), weights, True, self.lstm.num_layers, 0.0, self.training, False, True)
         return out
 
     def train(self, mode: bool = True) -> Self:

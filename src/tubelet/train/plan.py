@@ -8,6 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tubelet.loading import generator_for
+from tubelet.models._conv3d import BatchNorm
 from tubelet.records import Batch
 from tubelet.train import parallel
 from tubelet.train.device import autocast
@@ -57,9 +58,12 @@ def describe(run: "Run") -> str:
 def cost_of_a_clip(run: "Run") -> tuple[float, int]:
     """(10^9 multiply-adds, bytes kept for the backward pass) of one clip's forward pass under the objective, counted by running it.
 
-    The global generator is left as it was.
+    The global generator is left as it was, and so are the running statistics of batch norms: black frames are no data.
     """
     spec = run.config.clip
+    norms = [module for module in run.model.modules() if isinstance(module, BatchNorm) and module.training]
+    for norm in norms:
+        norm.eval()
     frames = torch.zeros(1, spec.frames, 3, spec.size, spec.size, dtype=torch.uint8)
     batch = Batch(frames, torch.zeros(1, spec.frames, dtype=torch.float64), ["probe"], torch.zeros(1, dtype=torch.int64))
     seen: dict[int, int] = {}
@@ -77,6 +81,8 @@ def cost_of_a_clip(run: "Run") -> tuple[float, int]:
             autocast(run.device, run.precision):  # fmt: skip
         loss, _ = run.objective.loss(run.model, batch.to(run.device), run.settings, generator_for("plan"))
         del loss
+    for norm in norms:
+        norm.train()
     return counter.get_total_flops() / 2e9, sum(bytes for place, bytes in seen.items() if place not in own)
 
 
