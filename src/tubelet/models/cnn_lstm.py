@@ -9,6 +9,7 @@ How ours differs: ResNets where the papers have CaffeNet and a small 3D network.
 B batch, T frames, C colours, S steps of the LSTM (T / window), W frames of a window, D width, K classes.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -115,7 +116,7 @@ class CNNLSTM(Model):
         out = {"tokens": tokens, "embedding": tokens.mean(dim=1) if many else tokens[:, -1]}
         if self.class_names and many:
             out["frame_logits"] = self.head(tokens)
-            out["logits"] = out["frame_logits"].softmax(dim=-1).mean(dim=1).log()
+            out["logits"] = out["frame_logits"].log_softmax(dim=-1).logsumexp(dim=1) - math.log(s)
         elif self.class_names:
             out["logits"] = self.head(out["embedding"])
         return out
@@ -123,7 +124,7 @@ class CNNLSTM(Model):
     def _lstm(self, x: Tensor) -> Tensor:
         """(B,S,D') -> (B,S,D). nn.LSTM's own forward reads its weights from a list beside them, which cannot be exported."""
         state = x.new_zeros(self.lstm.num_layers, x.shape[0], self.width)
-        weights = list(self.lstm.parameters())
+        weights: list[Tensor] = list(self.lstm.parameters())
         out, _, _ = torch.lstm(x, (state, state), weights, True, self.lstm.num_layers, 0.0, self.training, False, True)
         return out
 
