@@ -41,8 +41,6 @@ def build(name: str, spec: ClipSpec, class_names: Sequence[str] = (), **options:
 class C3D(Model):
     """channels after conv1 (conv5 has 8 times as many), hidden units of fc6 and fc7, margin of zeros around pool5's places."""
 
-    tubelet = (16, 16, 16)  # what becomes one place of conv5b, but for pool5 in time
-
     def __init__(
         self, name: str, spec: ClipSpec, class_names: tuple[str, ...] = (), *, channels: int, hidden: int, margin: int,
         dropout: float = 0.5,
@@ -67,7 +65,7 @@ class C3D(Model):
         self.conv5a = nn.Conv3d(8 * c, 8 * c, 3, padding=1)
         self.conv5b = nn.Conv3d(8 * c, 8 * c, 3, padding=1)
         self.pool5 = nn.MaxPool3d(2, padding=(0, margin, margin))
-        t, h, w = self.grid_of(spec.frames, spec.size, spec.size)
+        t, h, w = self._places(spec.frames, spec.size, spec.size)
         self.fc6 = nn.Linear(8 * c * t * h * w, hidden)
         self.fc7 = nn.Linear(hidden, hidden)
         self.dropout = Dropout(dropout)
@@ -89,7 +87,7 @@ class C3D(Model):
         """frames (B,T,C,H,W) 0..255 -> "tokens" (B,N,8 channels), the places of pool5; "embedding" (B,D), fc7's output; and
         "logits" (B,K)."""
         t, c, h, w = frames.shape[1:]
-        if self.grid_of(t, h, w, c) != self.grid_of(self.spec.frames, self.spec.size, self.spec.size):
+        if self._places(t, h, w, c) != self._places(self.spec.frames, self.spec.size, self.spec.size):
             raise ConfigError(
                 f"{self.name} got clips of {t} frames of {w}x{h}, but its fc6 was made for {self.spec.frames} frames of "
                 f"{self.spec.size}x{self.spec.size} (set clip.frames and clip.size alike, or train a new model)"
@@ -107,7 +105,7 @@ class C3D(Model):
             out["logits"] = self.head(self.dropout(out["embedding"]))
         return out
 
-    def grid_of(self, frames: int, height: int, width: int, colours: int = 3) -> Triple:
+    def _places(self, frames: int, height: int, width: int, colours: int = 3) -> Triple:
         """What pool5 leaves of a clip; ConfigError where nothing is left or a pooling on the way would drop a rest."""
         left = output_size(self._path(), (frames, height, width))
         if colours != 3 or frames % 16 or height % 16 or width % 16 or min(left) < 1:

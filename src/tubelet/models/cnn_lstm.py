@@ -69,7 +69,7 @@ class CNNLSTM(Model):
         self.cnn = CNNS[cnn](channels)
         if window < 1 or (window > 1 and isinstance(self.cnn, ResNet)):
             raise ConfigError(f"{name}: window is {window}; it must be 1 for a picture network ({cnn}), 1 or more for a 3D one")
-        self.depth, self.width, self.tubelet = 5, hidden, (window, 1, 1)  # four stages, and the LSTM
+        self.depth, self.width = 5, hidden  # four stages, and the LSTM
         self._steps(spec.frames, 3)
         self.lstm = nn.LSTM(self.cnn.width, hidden, layers, batch_first=True)
         if class_names:
