@@ -16,6 +16,7 @@ header { padding-top: 56px; }
 h1 { margin: 2px 0 6px; font-size: 38px; line-height: 1.15; letter-spacing: -.02em; font-weight: 680;
   overflow-wrap: anywhere; }
 h2 { margin: 0 0 18px; font-size: 22px; letter-spacing: -.01em; font-weight: 640; }
+h3 { margin: 30px 0 12px; font-size: 17px; font-weight: 600; }
 .facts { margin: 0 0 22px; max-width: none; color: var(--quiet); }
 nav { display: flex; flex-wrap: wrap; gap: 4px 18px; padding: 12px 0; font-size: 14px;
   border-block: 1px solid var(--line); }

@@ -3,7 +3,7 @@
 N training videos, M questions, D values per feature, K classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -80,7 +80,19 @@ def linear_probe(
     l2: float | None = None,
     groups: Sequence[str | None] | None = None,
 ) -> Tensor:
-    """float64 (M,K) probabilities of the questions (M,D), from a probe fitted on features (N,D) with labels (N,).
+    """float64 (M,K) probabilities of the questions (M,D), from a probe fitted on features (N,D) with labels (N,): see
+    `fitted`."""
+    return fitted(features, labels, classes, l2, groups)(questions)
+
+
+def fitted(
+    features: Tensor,
+    labels: Tensor,
+    classes: int,
+    l2: float | None = None,
+    groups: Sequence[str | None] | None = None,
+) -> Callable[[Tensor], Tensor]:
+    """What turns questions (M,D) into float64 (M,K) probabilities: a probe fitted once on features (N,D) with labels (N,).
 
     l2 None: chosen by 5-fold cross-validation inside the training videos (by group where groups are known). Features
     are standardised with the training videos' statistics.
@@ -90,6 +102,5 @@ def linear_probe(
     labels = labels.long()
     if l2 is None:
         l2 = choose_l2(features, labels, classes, groups if groups is not None else [None] * len(labels))
-    train, asked = standardize(features, questions)
-    weight, bias = fit(train, labels, classes, l2)
-    return (asked @ weight.T + bias).softmax(dim=1)
+    weight, bias = fit(standardize(features, features)[0], labels, classes, l2)
+    return lambda questions: (standardize(features, questions)[1] @ weight.T + bias).softmax(dim=1)

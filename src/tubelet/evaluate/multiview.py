@@ -64,8 +64,13 @@ def views(
     batch_size: int = 8,
     workers: int | None = None,
     on_missing: Callable[[str, str], None] | None = None,
+    spec: ClipSpec | None = None,
+    arrange: Callable[[Tensor, Sequence[str]], Tensor] | None = None,
 ) -> Iterator[View]:
     """Every view of every readable Example, video by video; on_missing(id, reason) is called for those that are not.
+
+    Clips are cut as `spec` says, which is the model's own where it is not given; arrange(frames, ids) may put their frames,
+    uint8 (B,T,C,H,W), in another order before the model sees them.
 
     The views of a video come when its last one is done (their vectors wait in memory, the frames do not): a long video may
     prove to be damaged in the middle, and then gives none.
@@ -78,7 +83,7 @@ def views(
     model.eval()
     held: list[View] = []  # of the video that is being read
     try:
-        for batch in view_batches(examples, (), model.spec, clips, crops, batch_size, workers):
+        for batch in view_batches(examples, (), spec or model.spec, clips, crops, batch_size, workers):
             for id, reason in batch.skipped:
                 if held and held[0].example.id == id:
                     held = []
@@ -86,7 +91,8 @@ def views(
                     on_missing(id, reason)
             if not batch.ids:
                 continue
-            out = model(batch.frames.to(device))
+            frames = batch.frames if arrange is None else arrange(batch.frames, batch.ids)
+            out = model(frames.to(device))
             embeddings = out["embedding"].double().cpu()
             chances = out["logits"].double().softmax(dim=-1).cpu() if "logits" in out else [None] * len(batch.ids)
             for id, seconds, embedding, probabilities in zip(batch.ids, batch.seconds, embeddings, chances, strict=True):
@@ -128,15 +134,19 @@ def look(
     batch_size: int = 8,
     workers: int | None = None,
     on_video: Callable[[int], object] | None = None,
+    spec: ClipSpec | None = None,
+    arrange: Callable[[Tensor, Sequence[str]], Tensor] | None = None,
 ) -> Looks:
-    """Everything a model says about `examples`: see Looks. on_video(done) is called after each video.
+    """Everything a model says about `examples`: see Looks. on_video(done) is called after each video; spec and arrange: see
+    `views`.
 
     DataError when not one of them can be read.
     """
     started = time.perf_counter()
     missing: list[tuple[str, str]] = []
     rows: list[View] = []
-    for video in videos(views(model, examples, clips, crops, batch_size, workers, lambda *pair: missing.append(pair))):
+    found = views(model, examples, clips, crops, batch_size, workers, lambda *pair: missing.append(pair), spec, arrange)
+    for video in videos(found):
         rows.append(video)
         if on_video is not None:
             on_video(len(rows))

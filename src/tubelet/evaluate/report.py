@@ -84,6 +84,7 @@ SECTIONS = {
     "mistakes": "rows: id, true, said, probability, true_probability",
     "missing": "rows: id, reason",
     "reconstructions": "rows: id, mask, ratio, psnr {target_normalized, honest, neighbours} in dB on masked pixels",
+    "probe": "is it really video: what tubelet.evaluate.probe gives back",
     "timing": "{what: seconds, or clips per second}",
     "environment": "versions and hardware, where the folder has no environment.json",
 }

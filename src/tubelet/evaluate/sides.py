@@ -60,7 +60,7 @@ def data_of(model_path: str | Path) -> tuple[str, ...]:
     """The data the run at `model_path` was trained on; DataError where that is not known."""
     run = run_of(model_path)
     if run is None:
-        raise DataError(f"no data given, and {model_path} is no run that could tell: tubelet evaluate MODEL DATA")
+        raise DataError(f"no data given, and {model_path} is no run that could tell: name a folder or table of videos")
     return TrainConfig.from_yaml(run / "config.yaml").data.train
 
 
