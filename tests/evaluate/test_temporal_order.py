@@ -219,6 +219,7 @@ def test_the_verdict_follows_from_the_intervals():
 def test_the_grid_of_frames_and_strides():
     assert probe.grid(ClipSpec(frames=6, stride_frames=3), strides=[3]) == [(1, 3), (2, 3), (4, 3), (6, 3)]
     assert probe.grid(SPEC, frames=[8, 1]) == [(1, 2), (8, 2), (8, 4), (8, 8)], "one frame has no stride"
+    assert probe.grid(SPEC) == [(1, 2), (2, 2), (4, 2), (8, 2), (2, 4), (4, 4), (2, 8)], "nothing longer than its own clips"
     assert probe.grid(ClipSpec(frames=2, sampling="segments")) == [(1, 4), (2, 4)]
     with pytest.raises(ConfigError, match="equal segments, which have no stride"):
         probe.grid(ClipSpec(sampling="segments"), strides=[2])

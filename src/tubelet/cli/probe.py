@@ -49,7 +49,8 @@ def command(
     frames
         Numbers of frames to try, such as "1,4,16". Default: 1, 2, 4, ... up to those of the model.
     strides
-        Strides to try, such as "1,2". Default: the model's own, twice and four times it.
+        Strides to try, such as "1,2". Default: the model's own, twice and four times it. Where neither these nor the frames are
+        given, no clip spans more than those of the model.
     limit
         Judge on this many videos, spread evenly over the set. Default: all.
     seed

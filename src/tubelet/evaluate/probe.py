@@ -43,7 +43,8 @@ class Settings:
     pairs            classes that are each other's reversal, as "A:B" or "A:B,C:D"; without any they are looked for
     single_frame     a model that sees single frames, to compare with; "" for none
     clips, crops     views per video, in time and in space, whose probabilities are averaged
-    frames, strides  what to try; () for 1, 2, 4, ... up to the frames of the model, and 1, 2 and 4 times its stride
+    frames, strides  what to try; () for 1, 2, 4, ... up to the frames of the model, and 1, 2 and 4 times its stride. Where both
+                     are left open nothing is tried that spans more than the clips of the model
     limit            judge on this many videos, spread evenly over the set; 0 for all
     seed             what shuffles and intervals are drawn from
     """
@@ -162,7 +163,9 @@ def grid(spec: ClipSpec, frames: Sequence[int] = (), strides: Sequence[int] = ()
     counts = sorted(set(frames)) or [*powers, spec.frames]
     one = spec.sampling == "segments"
     steps = sorted(set(strides)) or [spec.stride_frames * factor for factor in ((1,) if one else (1, 2, 4))]
-    return [(count, step) for step in steps for count in counts if count > 1 or step == steps[0]]
+    longest = None if frames or strides else spec.window_frames
+    cells = [(count, step) for step in steps for count in counts if count > 1 or step == steps[0]]
+    return [(count, step) for count, step in cells if longest is None or one or count * step <= longest]
 
 
 def resized(model: Model, spec: ClipSpec) -> Model | None:
