@@ -288,7 +288,8 @@ FORWARD = (
 )
 SATURATION = (
     "Vertical lines are 95 % intervals. A hollow point: the model cannot take so few frames, so each was repeated to fill its "
-    "clip. Clips that most videos are too short for are in the table only."
+    "clip. Clips that most videos are too short for are in the table only. The model is not trained again for other clips than its "
+    "own: where it falls, it may be unused to them rather than in want of frames."
 )
 
 
