@@ -12,6 +12,8 @@ SPEC = ClipSpec(frames=4, size=32)
 # By family, or by variant where the variants of a family take other options: (clips it is built for, options).
 SMALL: dict[str, tuple[ClipSpec, dict[str, object]]] = {
     "videomae": (SPEC, dict(width=24, depth=2, heads=2, decoder_width=12, decoder_depth=1, decoder_heads=2, patch=8)),
+    "timesformer": (SPEC, dict(width=24, depth=2, heads=2, patch=8)),
+    "vivit": (SPEC, dict(width=24, depth=2, heads=2, patch=8, temporal_depth=1)),
     "fusion": (SPEC, dict(width=8, stages=2)),
     "slow_fusion_toy": (SPEC, dict(width=8, stages=1)),
     "c3d": (ClipSpec(frames=16, size=32), dict(channels=4, hidden=16)),

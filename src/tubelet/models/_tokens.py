@@ -3,10 +3,26 @@
 B batch, T frames, C colours, H height, W width, N tokens, P values of a token, D width.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from tubelet.errors import ConfigError
+
 Triple = tuple[int, int, int]
+
+
+def grid_of(name: str, shape: Sequence[int], tubelet: Triple) -> Triple:
+    """Token grid (T slots, rows, columns) of clips of a shape (..., T,C,H,W); ConfigError when model `name` cannot divide them."""
+    frames, colours, height, width = shape[-4:]
+    t, h, w = tubelet
+    if frames % t or height % h or width % w or colours != 3:
+        raise ConfigError(
+            f"{name} got clips of {frames} frames of {width}x{height} with {colours} colours; it takes 3 colours, "
+            f"frames divisible by {t} and sizes divisible by {h} (set clip.frames and clip.size, or the model's patch)"
+        )
+    return frames // t, height // h, width // w
 
 
 def patchify(frames: Tensor, tubelet: Triple) -> Tensor:
@@ -64,3 +80,13 @@ def resize_positions(table: Tensor, trained: Triple, grid: Triple) -> Tensor:
     cube = table.view(*trained, -1).permute(3, 0, 1, 2)[None]
     cube = torch.nn.functional.interpolate(cube, size=grid, mode="trilinear", align_corners=False)
     return cube[0].permute(1, 2, 3, 0).reshape(-1, table.shape[1])
+
+
+def conv_weight(linear: Tensor, tubelet: Triple) -> Tensor:
+    """The embedding's weight (D,P) as that of a convolution, (D,C,t,h,w)."""
+    return linear.view(linear.shape[0], *tubelet, 3).permute(0, 4, 1, 2, 3).contiguous()
+
+
+def linear_weight(conv: Tensor) -> Tensor:
+    """The weight of a convolution (D,C,t,h,w) as our embedding's, (D,P)."""
+    return conv.permute(0, 2, 3, 4, 1).flatten(1).contiguous()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tubelet import share
+from tubelet.errors import ConfigError
 
 
 class LayerNorm(nn.LayerNorm):
@@ -119,14 +120,49 @@ class Attention(nn.Module):
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
-class MLP(nn.Module):
-    def __init__(self, width: int, hidden: int) -> None:
+class BiasedAttention(nn.Module):
+    """Self-attention along the second axis, with one weight for qkv and a bias on all three."""
+
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
+        if width % heads:
+            raise ConfigError(f"width is {width}, which heads={heads} does not divide")
+        self.size = width // heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,N,...,D) -> the same shape. What lies between is kept apart, like more heads: of (B,T,S,D) every place s attends
+        over its own T moments, without a copy."""
+        q, k, v = (split_heads(y, self.size) for y in products(x, self.qkv, 3))
+        return self.proj(attend(q, k, v).transpose(1, 2).reshape(x.shape))
+
+
+def products(x: Tensor, layer: nn.Linear, pieces: int) -> list[Tensor]:
+    """layer(x) in `pieces` of equal width, each in a memory of its own, which attention reads faster than a part of one."""
+    out: list[Tensor] = []
+    for weight, bias in zip(layer.weight.chunk(pieces), layer.bias.chunk(pieces), strict=True):
+        out.append(F.linear(x, weight, bias))
+        x = x.to(out[0].dtype)  # under autocast, where every product would make a copy of its own
+    return out
+
+
+def split_heads(x: Tensor, size: int) -> Tensor:
+    """(B,N,...,A*size) -> (B,...*A,N,size), a view."""
+    return x.reshape(x.shape[0], x.shape[1], -1, size).transpose(1, 2)
+
+
+class MLP(nn.Module):
+    """approximate is F.gelu's: "none" for the exact function, "tanh" for what JAX calls gelu."""
+
+    def __init__(self, width: int, hidden: int, approximate: str = "none") -> None:
+        super().__init__()
+        self.approximate = approximate
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
 
 
 class DropPath(nn.Module):

@@ -20,7 +20,10 @@ from tubelet.find import choose
 from tubelet.models._model import Model
 from tubelet.models._tokens import (
     Triple,
+    conv_weight,
     gather,
+    grid_of,
+    linear_weight,
     patchify,
     resize_positions,
     separable_positions,
@@ -214,13 +217,7 @@ class VideoMAE(Model):
 
     def grid_of(self, frames: int, height: int, width: int, colours: int = 3) -> Triple:
         """Token grid (T slots, rows, columns) of a clip; ConfigError when it does not divide into tubelets."""
-        t, h, w = self.tubelet
-        if frames % t or height % h or width % w or colours != 3:
-            raise ConfigError(
-                f"{self.name} got clips of {frames} frames of {width}x{height} with {colours} colours; it takes 3 colours, "
-                f"frames divisible by {t} and sizes divisible by {h} (set clip.frames and clip.size, or the model's patch)"
-            )
-        return frames // t, height // h, width // w
+        return grid_of(self.name, (frames, colours, height, width), self.tubelet)
 
     def depth_of(self, parameter: str) -> int:
         """Where a parameter stands for layer-wise learning rates: 0 embedding, 1..depth blocks, depth+1 what follows."""
@@ -266,7 +263,7 @@ def to_original(state: dict[str, Tensor], tubelet: Triple) -> dict[str, Tensor]:
     prefixes = _ORIGINAL_CLASSIFIER if "head.weight" in state else _ORIGINAL_PRETRAINING
     out = {_swap(key, prefixes): value for key, value in state.items()}
     key = prefixes["embed."] + "weight"
-    return {**out, key: _conv_weight(out[key], tubelet)}
+    return {**out, key: conv_weight(out[key], tubelet)}
 
 
 def from_original(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -275,7 +272,7 @@ def from_original(state: dict[str, Tensor]) -> dict[str, Tensor]:
     prefixes = _ORIGINAL_PRETRAINING if pretraining else _ORIGINAL_CLASSIFIER
     back = {theirs: ours for ours, theirs in prefixes.items()}
     out = {_swap(key, back): value for key, value in state.items()}
-    out["embed.weight"] = _linear_weight(out["embed.weight"])
+    out["embed.weight"] = linear_weight(out["embed.weight"])
     return out
 
 
@@ -293,7 +290,7 @@ def to_huggingface(state: dict[str, Tensor], tubelet: Triple) -> dict[str, Tenso
         else:
             out[name] = value
     key = _HUGGINGFACE["embed."] + "weight"
-    return {**out, key: _conv_weight(out[key], tubelet)}
+    return {**out, key: conv_weight(out[key], tubelet)}
 
 
 def from_huggingface(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -316,7 +313,7 @@ def from_huggingface(state: dict[str, Tensor]) -> dict[str, Tensor]:
             out[f"{stem}{block}.{_swap(rest, back_block)}"] = value
         else:
             out[stem] = value
-    out["embed.weight"] = _linear_weight(out["embed.weight"])
+    out["embed.weight"] = linear_weight(out["embed.weight"])
     return out
 
 
@@ -335,13 +332,3 @@ def _block_parts(name: str, stems: Sequence[str]) -> tuple[str, str, str]:
             number, _, rest = name[len(stem) :].partition(".")
             return stem, number, rest
     return name, "", ""
-
-
-def _conv_weight(linear: Tensor, tubelet: Triple) -> Tensor:
-    """(D, t*y*x*c) -> (D,c,t,y,x)."""
-    return linear.view(linear.shape[0], *tubelet, 3).permute(0, 4, 1, 2, 3).contiguous()
-
-
-def _linear_weight(conv: Tensor) -> Tensor:
-    """(D,c,t,y,x) -> (D, t*y*x*c)."""
-    return conv.permute(0, 2, 3, 4, 1).flatten(1).contiguous()

@@ -78,14 +78,15 @@ def training_mode(model: Model) -> None:
 def groups(model: Model, weight_decay: float, layer_decay: float) -> list[dict[str, object]]:
     """Parameter groups of the trainable parameters: `params`, `weight_decay`, `lr_scale`, `names`.
 
-    No decay for biases, norms and other vectors, nor for mask tokens. Layer d of `depth` + 2 (0 the embedding, depth + 1
-    what follows the blocks) learns at layer_decay^(depth + 1 - d) of the rate (BEiT, arXiv 2106.08254).
+    No decay for biases, norms and other vectors, nor for mask and cls tokens and learned positions. Layer d of `depth` + 2
+    (0 the embedding, depth + 1 what follows the blocks) learns at layer_decay^(depth + 1 - d) of the rate (BEiT, arXiv
+    2106.08254).
     """
     found: dict[tuple[bool, int], dict[str, object]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        decays = parameter.ndim > 1 and not name.endswith(("mask_token", "cls_token", "bias"))
+        decays = parameter.ndim > 1 and not name.endswith(("mask_token", "cls_token", "pos_embed", "time_embed", "bias"))
         layers_below_top = model.depth + 1 - model.depth_of(name)
         group = found.setdefault(
             (decays, layers_below_top),

@@ -1,0 +1,73 @@
+"""Others' names of weights and ours: every key is accounted for, or CheckpointError names all that are not."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from tubelet.errors import CheckpointError
+from tubelet.models._tokens import Triple, resize_positions
+
+
+def rename(state: Mapping[str, Tensor], names: Mapping[str, str], optional: Sequence[str] = ()) -> dict[str, Tensor]:
+    """`state` with every key exchanged by `names`; CheckpointError naming every key that is left over and every one missing.
+
+    optional: words; the weights that have one of them in their name may be missing, all together.
+    """
+    absent = {key for word in optional if not any(word in key for key in state) for key in names if word in key}
+    problems = [f"left over {key}" for key in state if key not in names]
+    problems += [f"missing {key}" for key in names if key not in state and key not in absent]
+    if problems:
+        raise CheckpointError(f"{len(problems)} weights do not fit: {'; '.join(problems)}")
+    return {names[key]: value for key, value in state.items()}
+
+
+def weights(modules: Mapping[str, str]) -> dict[str, str]:
+    """Names of modules -> names of their weights and biases."""
+    return {f"{a}.{part}": f"{b}.{part}" for a, b in modules.items() for part in ("weight", "bias")}
+
+
+def inverse(names: Mapping[str, str]) -> dict[str, str]:
+    return {theirs: ours for ours, theirs in names.items()}
+
+
+def depth(state: Mapping[str, Tensor], stem: str) -> int:
+    """Number of blocks that a state dict numbers after `stem`."""
+    numbers = (re.match(re.escape(stem) + r"(\d+)\.", key) for key in state)
+    return 1 + max((int(found[1]) for found in numbers if found), default=-1)
+
+
+VIT_BLOCK = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+
+
+def from_timm(state: Mapping[str, Tensor], blocks: int) -> dict[str, Tensor]:
+    """An image ViT's state dict in timm's layout, in the names of our ViTs (embed, blocks, norm, cls_token, pos_embed) and
+    without its head. embed.weight is still (D,3,p,p).
+
+    Raises CheckpointError naming every key that is left over or missing in a ViT of that many blocks with a cls token.
+    """
+    modules = {"patch_embed.proj": "embed", "norm": "norm", "head": "head"}
+    modules |= {f"blocks.{i}.{name}": f"blocks.{i}.{name}" for i in range(blocks) for name in VIT_BLOCK}
+    names = {"cls_token": "cls_token", "pos_embed": "pos_embed", **weights(modules)}
+    return {key: value for key, value in rename(state, names, ["head."]).items() if not key.startswith("head.")}
+
+
+def image_positions(table: Tensor, grid: Triple) -> Tensor:
+    """The positions of an image ViT's patches (S',D), which are a square, interpolated to rows x columns: (S,D)."""
+    side = round(table.shape[0] ** 0.5)
+    if side**2 != len(table):
+        raise CheckpointError(f"pos_embed has {len(table)} patches besides the cls token, wanted a square of them")
+    return resize_positions(table, (1, side, side), (1, *grid[1:]))
+
+
+def into(model: nn.Module, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of `model` with what was found in its place; CheckpointError naming every weight of another shape."""
+    own = model.state_dict()
+    problems = [
+        f"{key} is {tuple(value.shape)}, wanted {tuple(own[key].shape)}"
+        for key, value in found.items()
+        if value.shape != own[key].shape
+    ]
+    if problems:
+        raise CheckpointError(f"{len(problems)} weights do not fit: {'; '.join(problems)}")
+    return {**own, **found}
