@@ -135,13 +135,13 @@ class TimeSformer(Model):
 
     def forward(self, frames: Tensor) -> dict[str, Tensor]:
         """frames (B,T,C,H,W) 0..255 -> "tokens" (B,N,D) in (t, y, x) order; "embedding" (B,D), the cls token; "logits" (B,K)."""
-        b = len(frames)
+        b = frames.shape[0]
         grid = grid_of(self.name, frames.shape, self.tubelet)
         patches = normalize(patchify(frames, self.tubelet), self.spec.mean, self.spec.std)  # (B,N,P)
         x = self.embed(patches) + self._positions(grid)  # (B,N,D)
         if self.attention == "space":
             x = x.reshape(b * grid[0], -1, self.width)  # (B*T,S,D)
-        x = torch.cat([(self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1), x], dim=1)
+        x = torch.cat([(self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1), x], dim=1)
         for block in self.blocks:
             x = block(x, grid[0])
         if self.attention == "space":

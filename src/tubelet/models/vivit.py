@@ -246,7 +246,7 @@ class ViViT(Model):
 
 def _with_cls(token: Tensor, positions: Tensor, x: Tensor) -> Tensor:
     """The cls token at the first of its positions, before x: (B,N,D) -> (B,1+N,D)."""
-    return torch.cat([(token + positions[:, :1]).expand(len(x), -1, -1), x], dim=1)
+    return torch.cat([(token + positions[:, :1]).expand(x.shape[0], -1, -1), x], dim=1)
 
 
 # Weight-key maps -----------------------------------------------------------------------------------------------------
