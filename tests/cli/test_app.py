@@ -27,7 +27,19 @@ def one_error(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def test_the_commands_are_these() -> None:
-    known = {"embed", "evaluate", "finetune", "inspect", "models", "predict", "prepare", "pretrain", "demo", "launch"}
+    known = {
+        "compare",
+        "embed",
+        "evaluate",
+        "finetune",
+        "inspect",
+        "models",
+        "predict",
+        "prepare",
+        "pretrain",
+        "demo",
+        "launch",
+    }
     assert set(COMMANDS) == known
 
 

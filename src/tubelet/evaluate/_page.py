@@ -30,6 +30,9 @@ def page(folder: Path, sections: Sections, log: Sequence[Mapping[str, Any]]) -> 
 
     add("results", "Results", results(sections))
     add("probe", "Is it really video?", probe(folder, sections))
+    add("ladder", "The ladder", ladder(sections))
+    add("cost", "Accuracy against cost", pictures(folder, ["ladder"], LADDER))
+    add("learning", "While training", pictures(folder, ["learning"], LEARNING))
     add("curves", "Learning curves", learning_curves(log))
     add("reconstructions", "Reconstructions", reconstructions(folder, sections))
     add("masks", "Masks", pictures(folder, ["masks"], MASKS))
@@ -54,6 +57,11 @@ def page(folder: Path, sections: Sections, log: Sequence[Mapping[str, Any]]) -> 
     )
 
 
+LADDER = (
+    "Every point is a model, the line through it the 95 % interval of its top-1, the dashed line chance. Cost grows to the right "
+    "in the first and the third panel, speed in the second."
+)
+LEARNING = "The same held-out videos at every mark; the last weights are judged, whatever came before them."
 MASKS = "Dimmed tubelets are hidden from the model. What leaks could be copied from the same place at another time."
 CONFUSION = (
     "Rows are the true classes, columns what the model said first. Shade is the share of the row, the number counts videos."
@@ -116,6 +124,79 @@ def results(sections: Sections) -> str:
     )
 
 
+def ladder(sections: Sections) -> str:
+    """The best model, the first rung and chance as big numbers, then a line for every model that was compared."""
+    if "ladder" not in sections:
+        return ""
+    rows = sections["ladder"]["rows"]
+    numbered = [row for row in rows if row["top1"] is not None]
+    floors = [row for row in numbered if row["weights"] in ("majority class", "chance")]
+    compared = [row for row in numbered if row not in floors]
+    best = max(compared, key=lambda row: row["top1"])
+    shown = [best, *(row for row in compared[:1] if row is not best), *floors]
+    tiles = "".join(
+        f'<div class="tile{" lead" if row is best else ""}"><b>{percent(row["top1"])}</b>'
+        f"<span>top-1, {text(row['name'])}</span></div>"
+        for row in shown
+    )
+    columns = (
+        "Top-1",
+        "",
+        "Mean of classes",
+        "M parameters",
+        "GMAC",
+        "Clips/s",
+        "in training",
+        "Minutes",
+        "Training clips",
+        "",
+    )
+    head = "<th></th>" + "".join(f"<th{' class=n' if name else ''}>{name}</th>" for name in columns)
+    lines = "".join(ladder_line(row, row is best) for row in rows)
+    name, value = next(iter(sections["ladder"]["budget"].items()))
+    note = (
+        f"Every model had {value:,g} {name} of training, the same clips, augmentation and learning rate, and the same held-out "
+        "videos, one view each. The thin line over each bar is the 95 % interval of top-1. Clips/s is inference from frames "
+        "in memory, in batches, the models in turn; in training it includes loading. What does not beat a model "
+        "of single frames has not shown that it uses motion."
+    )
+    return (
+        f'<div class="tiles">{tiles}</div><div class="scroll"><table class="results"><thead><tr>{head}</tr></thead>'
+        f'<tbody>{lines}</tbody></table></div><p class="note">{note}</p>'
+    )
+
+
+def ladder_line(row: Mapping[str, Any], lead: bool) -> str:
+    name = f"<b>{text(row['name'])}</b>"
+    if row["weights"] != row["name"]:
+        name += f'<span class="quiet under">{text(row["weights"])}</span>'
+    numbers = [
+        percent(row.get("mean_class_accuracy")),
+        *(count(row.get(key), scale) for key, scale in LADDER_NUMBERS.items()),
+    ]
+    cells = "".join(f"<td class=n>{number}</td>" for number in numbers)
+    kind = "lead" if lead else "floor" if row["weights"] in ("majority class", "chance") else ""
+    return (
+        f'<tr class="{kind}"><td>{name}</td><td class="n top">{percent(row["top1"])}</td><td class="bars">{bar(row)}</td>'
+        f'{cells}<td class="quiet">{text(row.get("note") or "")}</td></tr>'
+    )
+
+
+LADDER_NUMBERS = {"params": 1e6, "gmacs": 1, "clips_per_second": 1, "training_clips_per_second": 1, "training_seconds": 60,
+                  "training_clips": 1}  # fmt: skip
+
+
+def bar(row: Mapping[str, Any]) -> str:
+    """Top-1 as a bar with its interval; nothing for a row without a number."""
+    if row["top1"] is None:
+        return ""
+    low, high = row.get("top1_low"), row.get("top1_high")
+    interval = ""
+    if low is not None and high is not None:
+        interval = f'<i style="left:{low:.2%};width:{high - low:.2%}" title="95 %: {percent(low)} to {percent(high)}"></i>'
+    return f'<div class="bar"><span style="width:{row["top1"]:.2%}"></span>{interval}</div>'
+
+
 def title_of(row: Mapping[str, Any]) -> str:
     """`top-1, fine-tuned after pretraining`: what was measured and where its weights come from."""
     if row["weights"] in (row["name"], "this model"):
@@ -132,18 +213,13 @@ def result_line(row: Mapping[str, Any], with_note: bool, lead: bool) -> str:
     if row["top1"] is None:
         none = "<td class=n>–</td>"
         return f"<tr><td>{name}</td>{none}<td></td>{none * 4}{note}</tr>"
-    low, high = row.get("top1_low"), row.get("top1_high")
-    interval = ""
-    if low is not None and high is not None:
-        interval = f'<i style="left:{low:.2%};width:{high - low:.2%}" title="95 %: {percent(low)} to {percent(high)}"></i>'
-    bar = f'<div class="bar"><span style="width:{row["top1"]:.2%}"></span>{interval}</div>'
     kind = "lead" if lead else "floor" if row["weights"] in ("majority class", "chance") else ""
     numbers = "".join(f"<td class=n>{percent(row.get(key))}</td>" for key in ("top5", "mean_class_accuracy"))
     videos = row.get("videos")
     views = f"{row['clips']} × {row['crops']}" if "clips" in row else ""
     return (
         f'<tr class="{kind}"><td>{name}</td><td class="n top">{percent(row["top1"])}</td>'
-        f'<td class="bars">{bar}</td>{numbers}'
+        f'<td class="bars">{bar(row)}</td>{numbers}'
         f"<td class=n>{'' if videos is None else videos}</td><td class=n>{views}</td>{note}</tr>"
     )
 
@@ -477,6 +553,14 @@ def between(row: Mapping[str, Any]) -> str:
 def points(gap: Mapping[str, Any]) -> str:
     """The 95 % interval of a difference, in points."""
     return f"{100 * gap['low']:+.1f} to {100 * gap['high']:+.1f}"
+
+
+def count(value: float | None, scale: float = 1) -> str:
+    """Three digits that matter, of value / scale."""
+    if value is None:
+        return "–"
+    value /= scale
+    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
 
 
 def decibel(value: float | None) -> str:

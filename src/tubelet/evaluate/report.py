@@ -77,6 +77,7 @@ SECTIONS = {
     "model": "name, params, gmacs, classes and ClipSpec of the model",
     "results": "rows: name, weights, top1, top5, mean_class_accuracy, top1_low, top1_high, videos, clips, crops, note, "
     "data (fingerprint of the videos judged)",
+    "ladder": "of several models: budget, clip, rows of `tubelet.compare.Comparison`",
     "data": "what was evaluated: part, asked, evaluated, clips, crops, trained_on, pretrained_on",
     "classes": "class names in order",
     "confusion": "counts, row = true class",

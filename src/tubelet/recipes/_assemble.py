@@ -7,7 +7,7 @@ from typing import Any
 
 from tubelet import datasets, models
 from tubelet.errors import CheckpointError, ConfigError
-from tubelet.recipes import finetune, pretrain
+from tubelet.recipes import compare, finetune, pretrain
 from tubelet.recipes._budget import fitting_stride
 from tubelet.records import Dataset
 from tubelet.train.config import ModelConfig, TrainConfig, from_dict, read_value, to_dict, with_settings
@@ -55,6 +55,16 @@ def fine_tuning(source: str | None, data: Sequence[str], out: str, settings: Map
         if not source:
             base = finetune.from_random_values(base)
     return _changed(base, paths, out, {"init": init, **settings})
+
+
+def comparison(
+    data: Sequence[str], out: str, chosen: str, inits: Sequence[str], clips: int | None, settings: Mapping[str, Any]
+) -> tuple[list[tuple[str, TrainConfig]], str]:
+    """(the runs that `tubelet compare DATA` stands for, each with its name; the folder that they are in)."""
+    paths, out = _where(data, out, settings, "compare")
+    rungs = compare.rungs(chosen, inits)
+    dataset = datasets.labelled(datasets.read_many(paths, settings.get("data.format", "auto")))
+    return compare.ladder(paths, out, dataset, rungs, clips, settings), out
 
 
 def _where(data: Sequence[str], out: str, settings: Mapping[str, Any], what: str) -> tuple[list[str], str]:
