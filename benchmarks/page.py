@@ -44,6 +44,11 @@ SECTIONS = {
         "From uint8 clips to updated weights, beside transformers (sdpa, fused AdamW) on equal weights.",
     ),
     "infer": ("Inference", "From uint8 clips to logits, beside transformers (sdpa) on equal weights."),
+    "families": (
+        "Every family",
+        "From uint8 clips to logits, and to updated weights (AdamW), in clips per second of processor time on one core; beside "
+        "transformers where it has the model, on equal weights.",
+    ),
     "e2e": (
         "From files to trained weights",
         "Pretraining steps with all that belongs to them: our loader and model, beside transformers' model fed by a DataLoader "

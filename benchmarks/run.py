@@ -28,6 +28,7 @@ BENCHMARKS: dict[str, tuple[str, list[str], list[str]]] = {
         ["--steps", "inference", "--sizes", "small", "base", "--precision", "fp32", "bf16"],
         ["--steps", "inference", "--sizes", "tiny", "--frames", "8", "--pixels", "112", "--rounds", "2"],
     ),
+    "families": ("families.py", [], ["--quick", "--rounds", "1", "--batch", "1"]),
     "e2e": ("e2e.py", [], ["--quick"]),
     "growth": ("growth.py", [], ["--quick"]),
 }

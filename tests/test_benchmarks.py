@@ -182,6 +182,35 @@ def test_steps_beside_each_other_start_equal_and_give_rows_for_the_page(kind: st
     assert set(page.pages(tmp_path)) == {"index.md", "step.svg"}
 
 
+def test_every_family_is_measured_and_equal_to_its_peer(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="the other models")
+    from tubelet import models
+    from tubelet.records import ClipSpec
+
+    families = benchmark("families")
+    known = models.variants()
+    assert {known[variant] for variant in families.cases()} == set(known.values())
+    assert set(families.cases(["videomae"])) == {"videomae_small", "videomae_base"}
+    sizes = {
+        "videomae": {"width": 24, "depth": 1, "heads": 2, "eps": 1e-12, "norm_eps": 1e-5},
+        "timesformer": {"width": 24, "depth": 1, "heads": 2},
+        "vivit": {"width": 24, "depth": 1, "heads": 2},
+        "vjepa2": {"width": 48, "depth": 1, "heads": 2},
+    }
+    assert set(sizes) == set(families.PEERS)
+    rows = []
+    for variant in [name for name in families.CASES if name in known and families.family_of(name) in sizes]:
+        for kind in families.STEPS:
+            case = families.Case(kind, variant, ClipSpec(frames=4, size=32), sizes[families.family_of(variant)], 1, "fp32")
+            rows.append(families.compare(case, 1, False, ""))
+            assert float(rows[-1]["difference"]) < 1e-5, rows[-1]
+            assert rows[-1]["ratio"] == pytest.approx(rows[-1]["ours, clips/s"] / rows[-1]["transformers, clips/s"])
+    impossible = families.Case("inference", "videomae_small", ClipSpec(frames=4, size=33), {}, 1, "fp32")
+    assert "not run: " in families.compare(impossible, 1, False, "")["note"]
+    measure.write(tmp_path / "families.json", "families", rows)
+    assert set(page.pages(tmp_path)) == {"index.md", "families.svg"}
+
+
 def figures(folder: Path, times: float) -> dict[str, str]:
     """The page of one benchmark with one peer that could not be run."""
     rows = [

@@ -170,15 +170,14 @@ def ladder_line(row: Mapping[str, Any], lead: bool) -> str:
     name = f"<b>{text(row['name'])}</b>"
     if row["weights"] != row["name"]:
         name += f'<span class="quiet under">{text(row["weights"])}</span>'
-    numbers = [
-        percent(row.get("mean_class_accuracy")),
-        *(count(row.get(key), scale) for key, scale in LADDER_NUMBERS.items()),
-    ]
+    if row["top1"] is None:
+        return f'<tr><td>{name}</td><td class="quiet" colspan={3 + len(LADDER_NUMBERS)}>{text(row["note"])}</td></tr>'
+    numbers = [percent(row["mean_class_accuracy"]), *(count(row.get(key), scale) for key, scale in LADDER_NUMBERS.items())]
     cells = "".join(f"<td class=n>{number}</td>" for number in numbers)
     kind = "lead" if lead else "floor" if row["weights"] in ("majority class", "chance") else ""
     return (
         f'<tr class="{kind}"><td>{name}</td><td class="n top">{percent(row["top1"])}</td><td class="bars">{bar(row)}</td>'
-        f'{cells}<td class="quiet">{text(row.get("note") or "")}</td></tr>'
+        f"{cells}</tr>"
     )
 
 
@@ -187,9 +186,7 @@ LADDER_NUMBERS = {"params": 1e6, "gmacs": 1, "clips_per_second": 1, "training_cl
 
 
 def bar(row: Mapping[str, Any]) -> str:
-    """Top-1 as a bar with its interval; nothing for a row without a number."""
-    if row["top1"] is None:
-        return ""
+    """Top-1 as a bar with its interval, where there is one."""
     low, high = row.get("top1_low"), row.get("top1_high")
     interval = ""
     if low is not None and high is not None:

@@ -112,7 +112,7 @@ def ladder(
             loader=LoaderConfig(batch_size=32, repeats=2),
             model=rung.model,
             classify=ClassifyConfig(label_smoothing=0.1),
-            optim=OptimConfig(lr=1e-3, min_lr=1e-5, steps=1, warmup="10%", clip_gradient=1.0, betas=(0.9, 0.999),
+            optim=OptimConfig(lr=2e-3, min_lr=1e-5, steps=1, warmup="10%", clip_gradient=1.0, betas=(0.9, 0.999),
                               layer_decay=0.75 if rung.init else 1.0),
             run=RunConfig(validations=5),
         )  # fmt: skip

@@ -1,0 +1,209 @@
+"""Comparing models: what is meant by the words of the command, the budget they share, and a comparison end to end."""
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from matplotlib.image import imread
+
+from tubelet import compare, datasets, models
+from tubelet.cli import main
+from tubelet.errors import ConfigError
+from tubelet.evaluate import report
+from tubelet.evaluate.metrics import wilson_interval
+from tubelet.evaluate.multiview import look
+from tubelet.recipes import comparison
+from tubelet.recipes.compare import LADDER, ladder, rungs
+from tubelet.show import ladder as picture
+from tubelet.train.config import ModelConfig, TrainConfig
+from tubelet.weights.load import load_model
+from tubelet.weights.save import save
+
+SMALL = {"clip.size": 16, "clip.frames": 4, "loader.batch_size": 4, "loader.workers": 0, "run.validations": 1, "run.report": False,
+         "run.device": "cpu", "run.threads": 1}  # fmt: skip
+SINGLE = "single_frame:width=8:stages=2"
+VIDEOMAE = "videomae_tiny:width=24:depth=1:heads=2"
+
+
+def runs_of(data: Path, out: Path, chosen: str, clips: int | None = 8, **more: Any) -> list[tuple[str, TrainConfig]]:
+    return comparison([str(data)], str(out), chosen, (), clips, {**SMALL, **more})[0]
+
+
+def test_the_words_of_the_command() -> None:
+    found = rungs("single_frame, wide=videomae_tiny:width=192:first_values=random")
+    assert [rung.name for rung in found] == ["single_frame", "wide"] and found[0].model.options == LADDER["single_frame"]
+    assert found[1].model == ModelConfig("videomae_tiny", {**LADDER["videomae_tiny"], "width": 192, "first_values": "random"})
+    lists = rungs("a=videomae_tiny:tubelet=[1,2]:depth=3,b=single_frame")
+    assert lists[0].model.options["tubelet"] == [1, 2] and lists[1].name == "b"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "inits", "message"),
+    [
+        ("single_frme", (), "unknown model 'single_frme': did you mean 'single_frame'"),
+        ("single_frame:widht=8", (), "unknown option of single_frame 'widht': did you mean 'width'"),
+        ("single_frame:width", (), "after a colon option=value was expected, got 'width'"),
+        ("single_frame,single_frame:width=8", (), "names 'single_frame' twice: give one of them a name of its own"),
+        ("../x=single_frame", (), "a name is that of a folder"),
+        ("single_frame", ("runs/x",), "expected NAME=FOLDER with NAME one of single_frame"),
+        ("single_frame", ("single=runs/x",), "unknown model of --init 'single': did you mean 'single_frame'"),
+    ],
+)
+def test_what_is_wrong_with_them_is_said(chosen: str, inits: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        rungs(chosen, inits)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", LADDER)
+def test_every_rung_takes_the_clips_of_the_recipe_and_is_small(name: str, motion_folder: Path) -> None:
+    """Small enough for two cores, and in the order of the table: what all must beat comes first."""
+    assert next(iter(LADDER)) == "single_frame"
+    runs = ladder([str(motion_folder)], "runs/x", datasets.read(motion_folder), rungs(name))
+    ((called, config),) = runs
+    assert called == name and config.clip.size == 64 and not config.augment.flip
+    with torch.device("meta"):
+        cost = models.cost(models.build(config.model.name, config.clip, ("a", "b"), **config.model.options))
+    assert cost["gmacs"] < 5 and cost["params"] < 10e6
+
+
+def test_all_runs_differ_by_their_model_alone(motion_folder: Path, tmp_path: Path) -> None:
+    runs = dict(runs_of(motion_folder, tmp_path, f"{SINGLE},{VIDEOMAE}", clips=30))
+    one, other = runs["single_frame"], runs["videomae_tiny"]
+    assert replace(other, model=one.model, out=one.out) == one
+    assert one.optim.steps == 8 and one.clips_per_step == 4, "30 clips in batches of 4"
+    assert ladder([str(motion_folder)], "x", datasets.read(motion_folder), rungs())[0][1].optim.steps == 38, "100 x 12 videos"
+
+
+@pytest.mark.parametrize(
+    ("setting", "instead"),
+    [("optim.steps", "--clips or --minutes"), ("model.options.width", "--models NAME:option=value"), ("init", "--init")],
+)
+def test_what_is_not_one_setting_for_all_is_refused(setting: str, instead: str, motion_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"{setting} is not one setting for all models: use {instead}"):
+        runs_of(motion_folder, tmp_path, SINGLE, **{setting: "3"})
+
+
+def test_a_pretrained_model_decides_its_sizes(motion_folder: Path, tmp_path: Path) -> None:
+    (_, config) = runs_of(motion_folder, tmp_path, VIDEOMAE)[0]
+    save(
+        models.build("videomae_tiny", config.clip, **{**config.model.options, "width": 48, "decoder_depth": 1}), tmp_path / "m"
+    )
+    runs, _ = comparison(
+        [str(motion_folder)], str(tmp_path / "out"), f"{SINGLE},taught=videomae_tiny", [f"taught={tmp_path / 'm'}"], 4, SMALL
+    )
+    taught = dict(runs)["taught"]
+    assert taught.model.options["width"] == 48 and taught.init == str(tmp_path / "m") and taught.optim.layer_decay < 1
+    found = compare.compare(runs, tmp_path / "out")
+    assert [row["weights"] for row in found.rows[:2]] == ["random initialisation", "pretrained"]
+
+
+def test_a_comparison_from_beginning_to_end(motion_folder: Path, tmp_path: Path) -> None:
+    """A rung that cannot take the clip is named; every number is what its source says; nothing is done twice."""
+    said: list[str] = []
+    runs = runs_of(motion_folder, tmp_path, f"{SINGLE},{VIDEOMAE},odd=videomae_tiny:patch=10")
+    found = compare.compare(runs, tmp_path, say=said.append)
+    rows = {row["name"]: row for row in found.rows}
+    assert list(rows) == ["single_frame", "videomae_tiny", "odd", "majority class", "chance"]
+    assert list(found.failed) == ["odd"] and "10" in found.failed["odd"] and rows["odd"]["top1"] is None
+    assert [line for line in said if line.startswith("odd is left out: ")]
+    assert found.asked == 4 and not found.missing and found.part == "split val"
+    assert rows["chance"]["top1"] == rows["majority class"]["top1"] == 0.5
+    held_out = [example for example in datasets.read(motion_folder).examples if example.split == "val"]
+    for name in ("single_frame", "videomae_tiny"):
+        row, model = rows[name], load_model(tmp_path / name)
+        looks = look(model, held_out, workers=0)
+        assert looks.probabilities is not None
+        right = [
+            example.label == model.class_names[int(p.argmax())]
+            for example, p in zip(held_out, looks.probabilities, strict=True)
+        ]
+        assert row["top1"] == sum(right) / 4 and row["videos"] == 4
+        assert (row["top1_low"], row["top1_high"]) == wilson_interval(sum(right) / 4, 4)
+        assert row["params"] == sum(p.numel() for p in model.parameters()) and row["gmacs"] == models.cost(model)["gmacs"]
+        assert row["training_clips"] == 8 and row["clips_per_second"] > 0 and row["training_clips_per_second"] > 0
+        assert row["weights"] == "random initialisation"
+
+    page = found.report.read_text(encoding="utf-8")
+    for words in ("The ladder", "single_frame", "videomae_tiny", found.failed["odd"].split(";")[0][:30], "8 clips of training"):
+        assert words in page
+    assert 'src="http' not in page and report.load(tmp_path)["ladder"]["budget"] == {"clips": 8}
+    assert (tmp_path / "pictures" / "ladder.dark.png").exists()
+
+    weights = tmp_path / "videomae_tiny" / "model" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    (tmp_path / "single_frame" / "model" / "model.safetensors").unlink()  # judged again, it would be missed
+    again = compare.compare(runs_of(motion_folder, tmp_path, VIDEOMAE), tmp_path)
+    assert weights.stat().st_mtime_ns == before and again.rows[0]["top1"] == rows["videomae_tiny"]["top1"]
+    with pytest.raises(ConfigError, match="holds a comparison under another budget .8 clips each, now 12 clips each."):
+        compare.compare(runs_of(motion_folder, tmp_path, VIDEOMAE, clips=12), tmp_path)
+
+
+def test_when_nothing_can_be_compared_the_reason_is_given(motion_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not one of 1 models could be compared; odd: .*10"):
+        compare.compare(runs_of(motion_folder, tmp_path, "odd=videomae_tiny:patch=10"), tmp_path)
+
+
+def test_a_run_that_fails_does_not_end_the_others(motion_folder: Path, tmp_path: Path) -> None:
+    runs = runs_of(motion_folder, tmp_path, f"broken={SINGLE},{SINGLE}")
+    broken = replace(runs[0][1], optim=replace(runs[0][1].optim, lr=1e30, clip_gradient=0.0, warmup="0 steps"))
+    found = compare.compare([("broken", broken), runs[1]], tmp_path)
+    assert "not finite" in found.failed["broken"] and found.rows[0]["top1"] is None and found.rows[1]["top1"] is not None
+
+
+def test_minutes_become_steps_once(motion_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "TRIAL_STEPS", 3)
+    (_, config) = runs_of(motion_folder, tmp_path, SINGLE)[0]
+    seconds = compare.seconds_a_step(config, 60.0)
+    assert 0 < seconds < 30 and not (tmp_path / "single_frame").exists(), "a trial leaves nothing behind"
+    monkeypatch.setattr(compare, "seconds_a_step", lambda config, longest: 0.5)
+    found = compare.compare([("single_frame", config)], tmp_path, minutes=0.025)
+    assert found.rows[0]["training_clips"] == 3 * 4
+    monkeypatch.setattr(compare, "seconds_a_step", lambda config, longest: 0.1)
+    again = compare.compare([("single_frame", config)], tmp_path, minutes=0.025)
+    assert again.rows[0]["training_clips"] == 3 * 4, "a run that has begun keeps its steps"
+
+
+def test_the_command(motion_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items() if name != "run.device"]
+    words = ["compare", str(motion_folder), "--models", f"{SINGLE},odd=videomae_tiny:patch=10", "--clips", "4", *flags]
+    assert main([*words, "--out", str(tmp_path / "a"), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in answer["rows"]] == ["single_frame", "odd", "majority class", "chance"]
+    assert list(answer["failed"]) == ["odd"] and Path(answer["report"]).is_file()
+    assert main([*words, "--out", str(tmp_path / "a")]) == 0
+    printed = capsys.readouterr().out
+    assert "M params" in printed and "odd has no result: " in printed and "4 of 4 videos" in printed
+    assert main([*words, "--minutes", "1"]) == 2
+    assert "--clips and --minutes are two budgets" in capsys.readouterr().err
+
+
+def row(name: str, top1: float, params: float, **more: float) -> dict[str, Any]:
+    numbers = {"top1_low": top1 - 0.05, "top1_high": top1 + 0.05, "params": params, "gmacs": params / 1e6}
+    return {"name": name, "weights": "random initialisation", "top1": top1, **numbers, **more}
+
+
+def test_no_name_of_the_picture_covers_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve models close together: all names are there, apart, and inside their panel."""
+    figures = []
+    monkeypatch.setattr(picture, "to_png", lambda figure: figures.append(figure) or b"")
+    rows = [row(f"model_{i}", 0.4 + 0.02 * i, 1e6 * 1.3 ** (5 * i % 12), clips_per_second=100.0 + 9 * i) for i in range(12)]
+    picture.ladder([*rows, {"name": "chance", "weights": "chance", "top1": 0.1}])
+    renderer = figures[0].canvas.get_renderer()
+    for axes in figures[0].axes:
+        boxes = {text.get_text(): picture.Text.get_window_extent(text, renderer) for text in axes.texts}
+        assert set(boxes) == {one["name"] for one in rows}
+        names = list(boxes)
+        assert not [(a, b) for a in names for b in names if a < b and boxes[a].overlaps(boxes[b])]
+        inside = axes.get_window_extent(renderer)
+        assert all(inside.x0 <= box.x0 and box.x1 <= inside.x1 for box in boxes.values())
+
+
+def test_the_picture_of_what_is_not_measured_yet() -> None:
+    rows = [row("a", 0.4, 1e6), {"name": "b", "weights": "failed", "top1": None, "params": 3}]
+    light, dark = picture.ladder(rows), picture.ladder(rows, dark=True)
+    assert imread(io.BytesIO(light)).shape == imread(io.BytesIO(dark)).shape and light != dark
