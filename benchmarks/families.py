@@ -98,7 +98,7 @@ def cases(only: Iterable[str] = (), quick: bool = False) -> dict[str, tuple[Clip
 
 def compare(case: Case, rounds: int, memory: bool, why_not: str) -> measure.Row:
     """One row: ours alone where there is no peer or it cannot be imported, or a note that says why ours cannot be run."""
-    kind, variant, spec, sizes, batch, precision = case
+    kind, variant, spec, _, batch, precision = case
     row: measure.Row = {
         "step": kind,
         "model": variant,
@@ -133,8 +133,10 @@ def ours(case: Case) -> Way:
     torch.manual_seed(0)
     names = [str(i) for i in range(step.CLASSES)]
     model = models.build(case.variant, case.spec, names, **case.options)
+    if case.kind == "training" and not model.head_parameters():
+        raise ConfigError(f"{case.variant} tells no classes")
     frames = step.clips(case.spec, case.batch, torch.device("cpu"))
-    return way(case, model, lambda: model(frames)["logits"])
+    return way(case, model, lambda: (out := model(frames))["logits" if "logits" in out else "embedding"])
 
 
 def theirs(case: Case) -> Way:

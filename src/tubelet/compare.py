@@ -23,7 +23,7 @@ from tubelet.models._model import Model
 from tubelet.records import Dataset
 from tubelet.show.curves import curves
 from tubelet.show.ladder import ladder
-from tubelet.train import data
+from tubelet.train import data, parallel
 from tubelet.train.config import TrainConfig
 from tubelet.train.device import choose_device
 from tubelet.train.folder import begun, finished_steps
@@ -68,6 +68,8 @@ def compare(
     A model that cannot take the clip, or fails in training, is named with the reason and the others go on.
     Raises ConfigError when all fail, or when `out` holds a comparison under another budget.
     """
+    if parallel.world() > 1:
+        raise ConfigError("models are compared one after another in one process: start `tubelet compare` without torchrun")
     out, first = Path(out), runs[0][1]
     report.claim(out)
     budget = {"minutes": minutes} if minutes else {"clips": first.optim.steps and first.optim.steps * first.clips_per_step}
