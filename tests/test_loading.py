@@ -31,9 +31,10 @@ from tubelet.loading import (
     view_batches,
 )
 from tubelet.records import Batch, Clip, ClipSpec, Dataset, Example
-from tubelet.video.augment import AugmentConfig, augment, cached_short_side, crop_views
+from tubelet.video.augment import AugmentConfig, cached_short_side, draw_box, vary, view_boxes
 from tubelet.video.decode import decode, decode_cuts, frame_times, probe
 from tubelet.video.guard import end_idle
+from tubelet.video.resize import cut, resize
 from tubelet.video.sample import train_indices
 from tubelet.video.write import write_video
 
@@ -105,7 +106,9 @@ def test_a_clip_from_the_file_is_the_drawn_box_of_whole_frames(videos, crop, fit
     for step, batch in enumerate(loader(one, LoaderConfig(1, cache="off"), augment=config, spec=spec).batches(0, 4)):
         generator = generator_for(5, "clip", step, "1", 0)
         window, _ = train_indices(25, spec, generator)
-        assert torch.equal(batch.frames[0], augment(decode(path, window).frames, config, spec, generator))
+        whole = decode(path, window).frames
+        square = resize(cut(whole, draw_box(*whole.shape[-2:], config, spec, generator)), (16, 16), spec.interpolation)
+        assert torch.equal(batch.frames[0], vary(square, config, spec, generator))
 
 
 def test_a_step_does_not_depend_on_those_before(videos):
@@ -168,6 +171,12 @@ def test_repeats_lie_within_two_windows(videos):
     assert len(spans) > 5, "the neighbourhood never moves"
 
 
+def squares(frames, crops):
+    """What evaluation sees of decoded frames."""
+    boxes = view_boxes(*frames.shape[-2:], SPEC, crops)
+    return [resize(cut(frames, box), (SPEC.size, SPEC.size), SPEC.interpolation) for box in boxes]
+
+
 def test_pixels_are_those_of_the_times_that_travel_with_them(videos):
     augment = AugmentConfig(crop="center")
     for cache in ("off", "ram"):
@@ -176,7 +185,7 @@ def test_pixels_are_those_of_the_times_that_travel_with_them(videos):
                 path = videos.examples[int(id)].path
                 places = [int((frame_times(path) - second).abs().argmin()) for second in seconds]
                 whole = decode(path, places, short_side=SPEC.size if cache == "ram" else None).frames
-                assert torch.equal(frames, crop_views(whole, SPEC, 1)[0])
+                assert torch.equal(frames, squares(whole, 1)[0])
                 assert sorted(places) == places and places[-1] - places[0] < SPEC.window_frames
 
 
@@ -278,7 +287,7 @@ def test_views_go_clip_by_clip_and_crop_by_crop(videos):
     assert torch.equal(seconds[:3], seconds[:1].expand(3, -1)) and seconds[3, 0] > seconds[0, 0]
     for clip in range(2):
         places = [round(float(second) * 10) for second in seconds[3 * clip]]
-        wanted = crop_views(decode(path, places).frames, SPEC, 3)
+        wanted = squares(decode(path, places).frames, 3)
         for crop in range(3):
             assert torch.equal(frames[3 * clip + crop], wanted[crop])
     centre, _ = load_views(videos.examples[0], SPEC)

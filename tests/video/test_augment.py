@@ -15,14 +15,15 @@ from tubelet.video import rand_augment as ra
 from tubelet.video.augment import (
     MULTI_SCALES,
     AugmentConfig,
-    augment,
     cached_short_side,
     color_jitter,
-    crop_views,
+    draw_box,
     multi_scale_box,
     random_resized_box,
+    vary,
+    view_boxes,
 )
-from tubelet.video.resize import resize
+from tubelet.video.resize import cut, resize
 
 EVERYTHING = AugmentConfig(flip=True, color_jitter=0.4, rand_augment="m7-n4-mstd0.5", erase=0.5)
 CONFIGS = {
@@ -56,6 +57,12 @@ def as_pil(frame: torch.Tensor) -> Image.Image:
 
 def from_pil(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def augment(frames: torch.Tensor, config: AugmentConfig, spec: ClipSpec, chance: torch.Generator) -> torch.Tensor:
+    """A training clip of decoded frames, as the loader makes it: a drawn box, resized, varied."""
+    box = draw_box(*frames.shape[-2:], config, spec, chance)
+    return vary(resize(cut(frames, box), (spec.size, spec.size), spec.interpolation), config, spec, chance)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -121,28 +128,26 @@ def test_multi_scale_boxes_are_tsns():
 
 
 def test_one_crop_is_the_centre_and_three_go_from_end_to_end():
-    frames = torch.arange(64, dtype=torch.uint8).view(1, 1, 1, 64).expand(2, 3, 32, 64)
     spec = ClipSpec(frames=2, size=32)
-    assert [int(view[0, 0, 0, 0]) for view in crop_views(frames, spec, 1)] == [16]
-    assert [int(view[0, 0, 0, 0]) for view in crop_views(frames, spec, 3)] == [0, 16, 32]
-    tall = frames.transpose(2, 3)
-    assert [int(view[0, 0, 0, 0]) for view in crop_views(tall, spec, 3)] == [0, 16, 32]
-    assert all(view.shape == (2, 3, 32, 32) for view in crop_views(tall, spec, 5))
+    assert view_boxes(32, 64, spec, 1) == [(0, 16, 32, 32)]
+    assert view_boxes(32, 64, spec, 3) == [(0, 0, 32, 32), (0, 16, 32, 32), (0, 32, 32, 32)]
+    assert view_boxes(64, 32, spec, 3) == [(0, 0, 32, 32), (16, 0, 32, 32), (32, 0, 32, 32)]
+    assert view_boxes(50, 50, spec, 2) == [(0, 0, 50, 50)] * 2
 
 
-@given(st.integers(8, 120), st.integers(8, 120), st.integers(1, 5), st.integers(4, 60))
-def test_views_of_any_frame_have_the_size_of_the_spec(height, width, crops, size):
-    frames = torch.zeros(1, 3, height, width, dtype=torch.uint8)
-    views = crop_views(frames, ClipSpec(frames=1, size=size), crops)
-    assert [view.shape for view in views] == [(1, 3, size, size)] * crops
+@given(st.integers(8, 120), st.integers(8, 120), st.integers(1, 5))
+def test_views_of_any_frame_are_squares_inside_it(height, width, crops):
+    boxes = view_boxes(height, width, ClipSpec(), crops)
+    assert len(boxes) == crops
+    for top, left, h, w in boxes:
+        assert h == w == min(height, width) and 0 <= top <= height - h and 0 <= left <= width - w
 
 
 def test_stretch_shows_the_whole_frame_and_has_one_view():
     spec = ClipSpec(frames=1, size=16, fit="stretch")
-    frames = clip(1, height=48, width=96)
-    assert torch.equal(crop_views(frames, spec, 1)[0], resize(frames, (16, 16), "bilinear"))
+    assert view_boxes(48, 96, spec, 1) == [(0, 0, 48, 96)]
     with pytest.raises(ConfigError, match="'stretch', which has one view"):
-        crop_views(frames, spec, 3)
+        view_boxes(48, 96, spec, 3)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (90, 120), (17, 50)])

@@ -9,7 +9,7 @@ import torch
 from tubelet.errors import ConfigError
 from tubelet.loading import load_views
 from tubelet.records import ClipSpec
-from tubelet.video.augment import AugmentConfig, augment
+from tubelet.video.augment import AugmentConfig, vary
 from tubelet.video.background import subtract_background
 
 
@@ -59,7 +59,7 @@ def test_training_and_evaluation_clips_have_it_subtracted_clip_by_clip(motion_fo
         assert torch.equal(ours_, subtract_background(view))
     config = AugmentConfig(flip=True, color_jitter=0.4, rand_augment="m7-n4-mstd0.5")
     for seed in range(5):
-        plain, moved = (augment(views[0], config, s, torch.Generator().manual_seed(seed)) for s in (spec, subtracted))
+        plain, moved = (vary(views[0], config, s, torch.Generator().manual_seed(seed)) for s in (spec, subtracted))
         assert torch.equal(moved, subtract_background(plain))
 
 

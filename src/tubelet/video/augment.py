@@ -17,7 +17,7 @@ from tubelet.find import choose
 from tubelet.records import ClipSpec
 from tubelet.video import rand_augment
 from tubelet.video.background import subtract_background
-from tubelet.video.resize import Box, cut, resize
+from tubelet.video.resize import Box
 
 Crop = Literal["random_resized", "multi_scale", "center"]
 
@@ -60,19 +60,6 @@ class AugmentConfig:
             rand_augment.parse(self.rand_augment)
 
 
-def augment(
-    frames: Tensor, config: AugmentConfig, spec: ClipSpec, generator: torch.Generator, indices: Tensor | None = None
-) -> Tensor:
-    """uint8 (T,C,size,size) from uint8 (T,C,H,W): a drawn crop, then `vary`.
-
-    `indices` (T,) picks the clip's frames out of a longer `frames`; only what is inside the crop is then copied, which
-    makes a 224 pixel clip out of a decoded video six times as fast as picking first.
-    """
-    height, width = frames.shape[-2:]
-    box = draw_box(height, width, config, spec, generator)
-    return vary(resize(cut(frames, box, indices), (spec.size, spec.size), spec.interpolation), config, spec, generator)
-
-
 def draw_box(height: int, width: int, config: AugmentConfig, spec: ClipSpec, generator: torch.Generator) -> Box:
     """The part of a frame that a training clip shows, squeezed into the square."""
     if config.crop == "random_resized":
@@ -95,13 +82,6 @@ def vary(frames: Tensor, config: AugmentConfig, spec: ClipSpec, generator: torch
     if config.erase and _uniform(0, 1, generator) < config.erase:
         frames = erase(frames, spec, generator)
     return frames
-
-
-def crop_views(frames: Tensor, spec: ClipSpec, crops: int) -> list[Tensor]:
-    """`crops` uint8 (T,C,size,size) views of uint8 (T,C,H,W): `view_boxes`, resized."""
-    height, width = frames.shape[-2:]
-    size = (spec.size, spec.size)
-    return [resize(cut(frames, box), size, spec.interpolation) for box in view_boxes(height, width, spec, crops)]
 
 
 def view_boxes(height: int, width: int, spec: ClipSpec, crops: int) -> list[Box]:
