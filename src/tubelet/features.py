@@ -60,17 +60,9 @@ def embed(
         yield feature(view)
 
 
-def embed_table(
-    model: Model,
-    examples: Sequence[Example],
-    per: Per = "video",
-    clips: int = 5,
-    batch_size: int = 8,
-    workers: int | None = None,
-    on_missing: Callable[[str, str], None] | None = None,
-) -> "pa.Table":
-    """What `embed` gives, even nothing, as one table (see `schema`)."""
-    return as_table(list(embed(model, examples, per, clips, batch_size, workers, on_missing)), schema(model, per))
+def embed_table(model: Model, examples: Sequence[Example], per: Per = "video", **settings: Any) -> "pa.Table":
+    """What `embed` gives with the same `settings`, even nothing, as one table (see `schema`)."""
+    return as_table(list(embed(model, examples, per, **settings)), schema(model, per))
 
 
 def feature(view: View) -> Feature:
