@@ -59,7 +59,7 @@ def full(tmp_path):
     (tmp_path / "config.yaml").write_text("out: <script>\n", encoding="utf-8")
     (tmp_path / "environment.json").write_text('{"torch": "2.13.0", "data": {"videos": 3}}', encoding="utf-8")
     picture = to_png(np.zeros((20, 30, 3), dtype=np.uint8))
-    names = ["masks.png", "mistakes.png", "reconstruction_0.png"]
+    names = ["masks.png", "mistakes.png", "attention.png", "reconstruction_0.png"]
     names += [f"{name}.{theme}.png" for name in ("confusion", "embedding_map") for theme in ("light", "dark")]
     report.update(
         tmp_path,
@@ -95,7 +95,7 @@ def test_the_page_shows_every_section_and_loads_nothing(full):
     page = checked(full / "report.html")
     assert page.headings == [
         "Results", "Learning curves", "Reconstructions", "Masks", "Confusion matrix", "Classes one by one",
-        "Embedding map", "Worst mistakes", "Missing videos", "Timing", "Settings and environment",
+        "Embedding map", "Worst mistakes", "Attention", "Missing videos", "Timing", "Settings and environment",
     ]  # fmt: skip
     assert all(address.startswith(("data:", "#")) for address in page.addresses) and len(page.addresses) > 20
     text = (full / "report.html").read_text(encoding="utf-8")

@@ -85,7 +85,7 @@ def test_the_whole_table_and_its_random_baseline(finetuned, motion_folder):
 
 def test_the_page_shows_the_pretrained_models_pictures_beside_the_classifiers(finetuned):
     text = (finetuned / "report.html").read_text(encoding="utf-8")
-    for heading in ("Results", "Reconstructions", "Masks", "Confusion matrix", "Embedding map", "Missing videos"):
+    for heading in ("Results", "Reconstructions", "Masks", "Confusion matrix", "Embedding map", "Attention", "Missing videos"):
         assert f"<h2>{heading}</h2>" in text
     sections = json.loads((finetuned / "report.json").read_text(encoding="utf-8"))
     assert len(sections["reconstructions"]) == 3 and sections["data"]["evaluated"] == 4

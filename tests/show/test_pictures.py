@@ -167,8 +167,10 @@ def test_attention_received_sums_to_one_and_can_be_drawn(model):
     assert weights.shape == GRID and float(weights.sum()) == pytest.approx(1, abs=1e-5)
     assert attention.overlay(clip(), weights).shape == clip().shape
     assert opened(attention.attention(model, clip())).shape[0] > 2 * 96
-    with pytest.raises(ConfigError, match="no attention to show"):
-        attention.attention(models.build("single_frame", SPEC, ("a", "b")), clip())
+    assert attention.can_be_shown(model)
+    assert not attention.can_be_shown(models.build("single_frame", SPEC, ("a", "b")))
+    many = ClipSpec(frames=32, size=256)  # 4,096 tokens
+    assert not attention.can_be_shown(models.build("videomae_tiny", many, ("a", "b"), depth=1))
 
 
 def test_the_map_is_scikit_learns_pca_up_to_sign():

@@ -40,6 +40,7 @@ def page(folder: Path, sections: Sections, log: Sequence[Mapping[str, Any]]) -> 
     add("classes", "Classes one by one", classes(sections))
     add("map", "Embedding map", pictures(folder, ["embedding_map"], MAP))
     add("mistakes", "Worst mistakes", mistakes(folder, sections))
+    add("attention", "Attention", pictures(folder, ["attention"], ATTENTION))
     add("missing", "Missing videos", missing(sections))
     add("timing", "Timing", timing(sections, log))
     add("environment", "Settings and environment", environment(folder, sections))
@@ -63,6 +64,10 @@ LADDER = (
 )
 LEARNING = "The same held-out videos at every mark; the last weights are judged, whatever came before them."
 MASKS = "Dimmed tubelets are hidden from the model. What leaks could be copied from the same place at another time."
+ATTENTION = (
+    "The first of the videos. Bright places are those that the last block reads from most, which need not be those that decide "
+    "the answer."
+)
 CONFUSION = (
     "Rows are the true classes, columns what the model said first. Shade is the share of the row, the number counts videos."
 )

@@ -24,7 +24,7 @@ from tubelet.evaluate.sides import Met
 from tubelet.loading import load_views
 from tubelet.models._model import Model
 from tubelet.records import Example
-from tubelet.show import reconstruction
+from tubelet.show import attention, reconstruction
 from tubelet.show._sheet import pick
 from tubelet.show.confusion import confusion
 from tubelet.show.contact_sheet import contact_sheet
@@ -111,10 +111,9 @@ def data_section(part: str, before: Met) -> Sections:
     return {"part": part, "trained_on": before.labelled, "pretrained_on": before.unlabelled}
 
 
-def classification_sections(looks: Looks, class_names: Sequence[str], frame_source: Model) -> tuple[Pictures, Sections]:
-    """Confusion matrix, classes, mistakes with their frames, embedding map, missing videos and timing of a classifier.
-
-    frame_source is the model whose ClipSpec says how the frames of mistakes are cut.
+def classification_sections(looks: Looks, class_names: Sequence[str], model: Model) -> tuple[Pictures, Sections]:
+    """Confusion matrix, classes, mistakes with their frames, where the model looked in the first video, embedding map,
+    missing videos and timing of a classifier.
     """
     assert looks.probabilities is not None
     class_names = tuple(class_names)
@@ -130,12 +129,15 @@ def classification_sections(looks: Looks, class_names: Sequence[str], frame_sour
         by_id = {example.id: example for example in looks.examples}
         shown = []
         for mistake in wrong:
-            frames, _ = load_views(by_id[mistake["id"]], frame_source.spec, 1, 1)
+            frames, _ = load_views(by_id[mistake["id"]], model.spec, 1, 1)
             caption = f"{mistake['true']}, taken for {mistake['said']}"
             sure = f"{mistake['probability']:.0%} sure, {mistake['true_probability']:.0%} for the truth"
             remark = f"{sure}  ·  {mistake['id']}"
             shown.append((frames[0], caption, remark))
         pictures["mistakes.png"] = contact_sheet(shown)
+    if attention.can_be_shown(model):
+        frames, _ = load_views(looks.examples[0], model.spec, 1, 1)
+        pictures["attention.png"] = attention.attention(model, frames[0])
     return pictures, sections
 
 

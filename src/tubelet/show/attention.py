@@ -3,23 +3,33 @@
 N tokens, T frames, C colours, H height, W width.
 """
 
+import math
+from inspect import signature
+
 import torch
 from matplotlib import colormaps
 from torch import Tensor
 
-from tubelet.errors import ConfigError
 from tubelet.models._model import Model
 from tubelet.show._sheet import Row, pick, sheet, to_png
+
+MOST_TOKENS = 2048  # whose weights are held at once: 270 MB with 16 heads
+
+
+def can_be_shown(model: Model) -> bool:
+    """Whether the model gives its attention on request, and for few enough tokens."""
+    if "attention" not in signature(model.forward).parameters:
+        return False
+    spec = model.spec
+    return math.prod(model.grid_of(spec.frames, spec.size, spec.size)) <= MOST_TOKENS
 
 
 @torch.no_grad()
 def received(model: Model, frames: Tensor) -> Tensor:
     """float (slots, rows, columns): mean attention each token receives, over heads and asking tokens; sums to 1.
 
-    frames uint8 (T,C,H,W). ConfigError for a model without attention.
+    frames uint8 (T,C,H,W) of a model whose attention `can_be_shown`.
     """
-    if not hasattr(model, "grid_of"):
-        raise ConfigError(f"model {model.name!r} has no attention to show: choose a transformer such as videomae_small")
     was_training = model.training
     model.eval()
     out = model(frames[None].to(next(model.parameters()).device), attention=True)
