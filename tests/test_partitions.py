@@ -88,15 +88,18 @@ def test_partitions_hold_every_video_once_in_order(folders, data, unbroken, tmp_
 @pytest.mark.parametrize("after", [1, 4])
 def test_a_killed_process_is_continued(folders, data, unbroken, tmp_path, after):
     """Killed for good as soon as some partitions are there; they keep their files, and the whole is that of one run."""
-    out = tmp_path / "out"
-    words = command("embed", folders / "plain", data, *EMBED, out, "--engine", "local", "--json")
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    for _ in range(after):
-        assert "partition" in process.stderr.readline()
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    process.stderr.close()
+    for attempt in range(5):  # on a busy machine it may be over before it is killed
+        out = tmp_path / f"out {attempt}"
+        words = command("embed", folders / "plain", data, *EMBED, out, "--engine", "local", "--json")
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        for _ in range(after):
+            assert "partition" in process.stderr.readline()
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        if process.returncode == -signal.SIGKILL:
+            break
+    assert process.returncode == -signal.SIGKILL
     before = {path: path.stat().st_mtime_ns for path in (out / "results").glob("part-*.parquet")}
     assert len(before) >= after
     # What a process that was killed while writing leaves: drafts, and errors without results.
@@ -114,7 +117,7 @@ def test_two_processes_of_torchrun_give_the_table_of_one(folders, data, unbroken
     out = tmp_path / "out"
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tubelet"]
     words = [*start, "embed", folders / "plain", data, *EMBED, out, "--engine", "torchrun"]
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=200)
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stderr.splitlines() if "partition " in line]
     by_rank = {
@@ -136,6 +139,53 @@ def test_ray_workers_give_the_table_of_one_process(folders, data, unbroken, tmp_
     done = subprocess.run(words, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     check_whole(out, unbroken)
+
+
+FAULTS = """
+import os, signal, sys
+from functools import partial
+from pathlib import Path
+import ray
+from tubelet import datasets, partitions
+from tubelet.errors import CheckpointError, DataError
+from tubelet.features import embed_table
+from tubelet.weights.load import load_model
+
+model, data, out = sys.argv[1:]
+ray.init(log_to_driver=False, include_dashboard=False, num_cpus=1)
+for fault in ("once", "error", "always"):
+    plan = partitions.begin(f"{out}/{fault}", datasets.read(data).examples, {}, 8)
+
+    def answer(model, examples, *, on_missing):
+        if examples == plan.part(1):
+            with open(f"{out}/{fault}.tries", "a") as tries:
+                tries.write("x")
+            if fault == "always" or (fault == "once" and os.path.getsize(f"{out}/{fault}.tries") == 1):
+                os.kill(os.getpid(), signal.SIGKILL)
+            if fault == "error":
+                raise CheckpointError("there is no room")
+        return embed_table(model, examples, clips=1, workers=0, on_missing=on_missing)
+
+    try:
+        partitions.fill_with_ray(plan, partial(load_model, model), answer, False, lambda line: None)
+        said = "done"
+    except (CheckpointError, DataError) as error:
+        said = f"{type(error).__name__}: {error}"
+    print(fault, plan.todo(), os.path.getsize(f"{out}/{fault}.tries"), said.splitlines()[0], sep="|")
+"""
+
+
+def test_ray_workers_that_die_or_fail_cost_what_they_must(folders, data, tmp_path):
+    """One that is killed is replaced and its partition made again; a partition that kills three ends the command in one line."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'tubelet[ray]'")
+    words = [sys.executable, "-c", FAULTS, folders / "plain", data, tmp_path]
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    once, error, always = (line.split("|") for line in done.stdout.splitlines() if "|" in line)
+    assert once == ["once", "[]", "2", "done"]
+    assert error[0] == "error" and "1" in error[1] and error[2:] == ["1", "CheckpointError: there is no room"]
+    assert always[0] == "always" and "1" in always[1] and always[2] == "3"
+    assert always[3].startswith("DataError: the workers of Ray keep dying (") and "too little memory" in always[3]
 
 
 def test_ray_that_is_missing_is_said(folders, data, tmp_path, capsys, monkeypatch):

@@ -194,10 +194,14 @@ def under_torchrun(device: str = "auto") -> tuple[int, int, str]:
 def fill_with_ray(plan: Plan, load: Callable[[], Model], answer: Answer, gpu: bool, say: Callable[[str], object]) -> int:
     """`fill` by the workers of a Ray cluster, RAY_ADDRESS or this machine: one for every GPU if `gpu`, else for every CPU.
 
-    All of them must see the videos and plan.folder under the same paths. MissingExtraError without Ray.
+    All of them must see the videos and plan.folder under the same paths. What a worker raises is raised here, DataError where
+    they die of one partition (what is finished stays); MissingExtraError without Ray.
+
+    Actors rather than a Ray Data pipeline, which hands a partition that kills its worker to the next one for ever.
     """
     try:
         import ray
+        from ray.exceptions import RayActorError, RayTaskError
         from ray.util import ActorPool
     except ImportError as error:
         raise MissingExtraError("--engine ray needs Ray: pip install 'tubelet[ray]'") from error
@@ -218,16 +222,25 @@ def fill_with_ray(plan: Plan, load: Callable[[], Model], answer: Answer, gpu: bo
     own = not ray.is_initialized()
     if own:
         ray.init(log_to_driver=False, include_dashboard=False if "RAY_ADDRESS" not in os.environ else None)
+    workers: list[Any] = []
     try:
-        kind = "GPU" if gpu else "CPU"
-        workers = min(len(todo), max(1, int(ray.cluster_resources().get(kind, 1))))
+        count = min(len(todo), max(1, int(ray.cluster_resources().get("GPU" if gpu else "CPU", 1))))
         # A worker that dies (out of memory, a machine that leaves) is replaced, and its partition tried twice more.
         remote = ray.remote(num_cpus=1, num_gpus=int(gpu), max_restarts=-1, max_task_retries=2)(Worker)
         shared = ray.put(plan)
-        pool = ActorPool([remote.remote(shared, load, os.getcwd()) for _ in range(workers)])
-        for line in pool.map_unordered(lambda worker, number: worker.make.remote(number), todo):
+        workers += [remote.remote(shared, load, os.getcwd()) for _ in range(count)]
+        for line in ActorPool(workers).map_unordered(lambda worker, number: worker.make.remote(number), todo):
             say(line)
+    except RayTaskError as error:
+        raise error.cause from error
+    except RayActorError as error:
+        raise DataError(
+            f"the workers of Ray keep dying ({str(error).splitlines()[0]}): they may have too little memory; repeat the command "
+            "with more of it, finished partitions are not done again"
+        ) from error
     finally:
+        for worker in workers:
+            ray.kill(worker)
         if own:
             ray.shutdown()
     return len(todo)
