@@ -1,5 +1,6 @@
 """A prepared folder is the data set it was made from, only smaller; it is never half made without saying so."""
 
+import ctypes
 import json
 import os
 import resource
@@ -18,6 +19,7 @@ from tubelet.cli import main
 from tubelet.errors import ConfigError, DataError
 from tubelet.prepare import PrepareConfig, prepare, prepare_many
 from tubelet.records import Example
+from tubelet.video import guard, reencode
 from tubelet.video.decode import decode, frame_times
 from tubelet.video.write import write_video
 
@@ -224,6 +226,50 @@ def test_broken_videos_are_named_and_the_rest_is_kept(videos: Path, tmp_path: Pa
     )
 
 
+def test_what_ends_its_reader_costs_that_video(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """A decoder that crashes, never ends or swallows memory: in the processes that read, which are copies of this one."""
+    decoded = reencode.all_frames
+
+    def all_frames(path: str, *settings: object) -> object:
+        if path.endswith("crash.mp4"):
+            ctypes.string_at(0)
+        if path.endswith("bomb.mp4"):
+            bytearray(2**40)
+        while path.endswith("hang.mp4"):
+            pass
+        return decoded(path, *settings)
+
+    guard.end_idle()  # those made now see this decoder
+    monkeypatch.setattr(reencode, "all_frames", all_frames)
+    monkeypatch.setenv("TUBELET_SECONDS_PER_FILE", "1")
+    for name in ("crash", "hang", "bomb"):
+        shutil.copy(videos / "val/clap/d.mp4", videos / f"val/clap/{name}.mp4")
+    assert main(["prepare", str(videos), str(tmp_path / "out"), "--json"]) == 2
+    (answer,) = json.loads(capsys.readouterr().out)
+    reasons = {one["path"].removeprefix("val/clap/"): one["reason"] for one in answer["left_out"]}
+    assert reasons.keys() == {"crash.mp4", "hang.mp4", "bomb.mp4"} and answer["prepared"] == 4
+    assert "reading it ended 2 processes (SIGSEGV)" in reasons["crash.mp4"]
+    assert "s of processor time" in reasons["hang.mp4"] and "GB of memory" in reasons["bomb.mp4"]
+    assert not [path for path in (tmp_path / "out").rglob(".*") if path.name != ".lock"], "drafts were left"
+    assert len(datasets.read(tmp_path / "out").examples) == 4
+    guard.end_idle()
+    monkeypatch.undo()
+    guard._refused.clear()
+    assert prepare(videos, tmp_path / "out").new == 3
+
+
+def test_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
+    """In the middle of a video, of which nothing is left."""
+    video(tmp_path / "videos" / "a.mp4", 300, size=(320, 320))
+    words = [sys.executable, "-m", "tubelet", "prepare", str(tmp_path / "videos"), str(tmp_path / "out"), "--crf", "0"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while process.poll() is None and not list((tmp_path / "out").glob(".*.tmp.mp4")):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1].endswith(b"stopped\n") and process.returncode == 130
+    assert sorted(os.listdir(tmp_path / "out")) == [".lock", "prepared.jsonl"]
+
+
 def test_other_settings_other_data_and_other_folders_are_refused(videos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     prepare_many([videos], out, PrepareConfig(gop_frames=8))
@@ -292,15 +338,19 @@ def test_a_killed_process_is_continued_to_the_same_bytes(tmp_path: Path) -> None
     for i in range(6):
         video(tmp_path / "videos" / f"{i}.mp4", 60, seed=i, size=(96, 96))
     words = [sys.executable, "-m", "tubelet", "prepare", str(tmp_path / "videos"), str(tmp_path / "out"), "--workers", "2"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     record = tmp_path / "out" / "prepared.jsonl"
-    while process.poll() is None and not (record.exists() and record.read_text().count("\n") > 2):
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    for _ in range(5):  # on a busy machine it may be over before it is killed
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        while process.poll() is None and not (record.exists() and record.read_text().count("\n") > 2):
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        if process.returncode == -signal.SIGKILL:
+            break
     assert process.returncode == -signal.SIGKILL, "it was done before it could be killed"
     made = sorted((tmp_path / "out").glob("[0-9].mp4"))
-    assert 2 <= len(made) < 6 and all(len(decode(path).frames) == 60 for path in made)
+    assert len(made) >= 2 and all(len(decode(path).frames) == 60 for path in made)
     with pytest.raises(DataError, match="is not finished"):
         datasets.read(tmp_path / "out")
     kept = {path: path.stat().st_mtime_ns for path in made}

@@ -25,8 +25,11 @@ from tubelet.datasets._prepared import Job, Made
 from tubelet.datasets.split import content_hash
 from tubelet.errors import ConfigError, DataError, VideoError
 from tubelet.records import Dataset
+from tubelet.video.decode import probe
+from tubelet.video.guard import run
 from tubelet.video.reencode import reencode
 
+SECONDS_PER_FRAME = 0.1  # of processor time, and as much for a megapixel of it: ten times what reading and writing take
 MP4_SUFFIXES = (".mp4", ".m4v", ".mov")  # videos called so keep their name; others get .mp4 behind it
 
 
@@ -123,7 +126,8 @@ def prepare(
     """Write every readable video of the data set `data`, re-encoded, and its table into the folder `out`.
 
     Each file appears whole or not at all, and what is finished and unchanged is not done again. `workers` threads, one
-    per core by default, take a video each. `command` is what readers tell the user to repeat.
+    per core by default, take a video each, with a process that reads and writes it (see `video/guard.py`). `command` is
+    what readers tell the user to repeat.
 
     ConfigError where `out` was prepared with other settings or from other data, DataError where it is another folder with
     something in it, lies in `data`, or cannot be written (no space left: what is finished stays).
@@ -240,11 +244,18 @@ def _make_one(folder: Path, name: str, video: str, before: Made | None, config: 
         stat = os.stat(source)
         size, age = stat.st_size, stat.st_mtime_ns
     out.parent.mkdir(parents=True, exist_ok=True)
+    draft = out.with_name(f".{os.getpid()}.{threading.get_ident()}.tmp.mp4")
     try:
-        done = reencode(video, out, config.short_side, config.gop_frames, config.crf, stop.is_set)
+        info = run(video, probe, video)
+        patience = SECONDS_PER_FRAME * info.frame_count * (1 + info.width * info.height / 1e6)
+        settings = (config.short_side, config.gop_frames, config.crf)
+        done = run(video, reencode, video, draft, *settings, more_seconds=patience, stop=stop)
+        os.replace(draft, out)
     except VideoError as error:
         out.unlink(missing_ok=True)
         return Made(name, source, size, age, error=str(error).removeprefix(f"{video}: "))
+    finally:
+        draft.unlink(missing_ok=True)  # of a process that was ended
     checksum = content_hash(str(out))
     assert checksum is not None, out
     return Made(name, source, size, age, done.frames, round(done.psnr_db, 2), out.stat().st_size, checksum)

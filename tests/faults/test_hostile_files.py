@@ -1,4 +1,4 @@
-"""Files made to do harm, through `inspect`, `predict` and a training epoch: each is answered or named with its reason.
+"""Files made to do harm, through `inspect`, `predict`, a training epoch and `prepare`: each is answered or named with its reason.
 
 The main process must not crash, hang or grow. Some in every run; the 1,000 take minutes: `pytest -m slow tests/faults`.
 """
@@ -52,7 +52,7 @@ def check(corpus: Corpus, tmp_path: Path, count: int, seed: int) -> None:
     folder = tmp_path / "videos"
     kinds = corpus(folder, count, seed)
     ids = {path.relative_to(folder).as_posix(): path for path in kinds}
-    patience = 120 + 2 * count
+    patience = 280 + 2 * count
 
     done = tubelet("inspect", folder, "--json", seconds=patience)
     assert done.returncode in (0, 2), done.stderr
@@ -79,16 +79,25 @@ def check(corpus: Corpus, tmp_path: Path, count: int, seed: int) -> None:
     skipped = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])["skipped"]
     assert len(named) == skipped >= len(unreadable)
 
+    done = tubelet("prepare", folder, tmp_path / "small", "--json", seconds=patience)
+    assert done.returncode == 2, done.stderr
+    (made,) = json.loads(done.stdout)
+    left_out = {one["path"]: one["reason"] for one in made["left_out"]}
+    assert made["prepared"] + len(left_out) == len(kinds) and made["prepared"] > 0 and all(left_out.values())
+    assert "says its pictures are 15000x15000" in left_out["bomb.gif.mp4"] and "a pipe" in left_out["pipe.mp4"]
+
     most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
     assert most < GIGABYTES + 1, f"{most:.2f} GB"
     wrong = [answer["error"] for answer in answers if answer.get("error")]
     reasons = Counter(re.sub(r"\d+|\(.*\)|'.*'", "N", text.rpartition(".")[2].partition(": ")[2]) for text in wrong)
     print(
-        f"{len(kinds)} files: inspect named {len(unreadable)}, predict {len(wrong)}, training {skipped}; {most:.2f} GB at most"
+        f"{len(kinds)} files: inspect named {len(unreadable)}, predict {len(wrong)}, training {skipped}, "
+        f"prepare {len(left_out)}; {most:.2f} GB at most"
     )
     print(Counter(kinds.values()).most_common(), reasons.most_common(), sep="\n")
 
 
+@pytest.mark.timeout(900)
 def test_hostile_files_are_answered_or_named(corpus: Corpus, tmp_path: Path) -> None:
     check(corpus, tmp_path, 60, seed=1)
 
@@ -106,7 +115,7 @@ def test_names_that_are_not_utf8_are_prepared_trained_on_and_reported(motion_fol
     made = [prepare(tmp_path / "videos", tmp_path / "copies").new for _ in range(2)]
     assert made == [4, 0], "what was recorded is not found again"
     settings = TRAINING.replace("--run.report false", "")
-    done = tubelet("pretrain", tmp_path / "copies", "--out", tmp_path / "run", *settings.split(), seconds=100)
+    done = tubelet("pretrain", tmp_path / "copies", "--out", tmp_path / "run", *settings.split(), seconds=280)
     assert done.returncode == 0 and (tmp_path / "run" / "report.html").is_file(), done.stderr
     model = tmp_path / "run" / "model"
     done = tubelet("embed", model, tmp_path / "copies", "--out", tmp_path / "f.parquet", "--json", seconds=100)

@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from tubelet.video._index import read_index
 from tubelet.video.decode import decode, probe
 from tubelet.video.guard import run
 from tubelet.video.write import write_video
+
+LONG = {"TUBELET_SECONDS_PER_FILE": "3600"}
 
 
 @pytest.fixture
@@ -32,6 +36,12 @@ def worker() -> int:
 def hang() -> None:
     while True:
         pass
+
+
+def begin_and_hang(mark: str) -> None:
+    Path(mark + ".draft").write_text(str(os.getpid()))
+    os.replace(mark + ".draft", mark)
+    hang()
 
 
 def crash() -> None:
@@ -109,6 +119,20 @@ def test_a_worker_that_somebody_killed_costs_nothing(video: str, tmp_path: Path)
     assert run(video, crash_once, str(tmp_path / "mark")) == 7
 
 
+def test_a_worker_is_ended_when_told_to_stop(video: str, tmp_path: Path) -> None:
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(run, video, begin_and_hang, str(tmp_path / "pid"), stop=stop)
+        while not (tmp_path / "pid").exists():
+            time.sleep(0.01)
+        stop.set()
+        with pytest.raises(guard.Stopped):
+            job.result(timeout=60)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+    assert run(video, probe, video).frame_count == 12
+
+
 @pytest.mark.parametrize(
     ("name", "value", "job", "words"),
     [
@@ -155,15 +179,26 @@ def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
         probe(tmp_path / "pipe.mp4")
 
 
-def test_workers_end_with_their_parent_and_when_told(video: str) -> None:
+def test_workers_end_when_told(video: str) -> None:
     pid = run(video, worker)
     guard.end_idle()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+@pytest.mark.parametrize("job", ["os.getpid", "hang"])
+def test_workers_end_with_their_parent(job: str) -> None:
+    """Whether they have nothing to do or are in the middle of a file."""
     program = (
-        "import os, signal; from tubelet.video.guard import run\n"
-        "print(run('v', os.getpid), flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+        "import os, signal, threading, time; from tubelet.video.guard import run\n"
+        "def hang():\n"
+        "    os.write(1, b'%d' % os.getpid())\n"
+        "    while True: pass\n"
+        f"threading.Thread(target=lambda: print(run('v', {job}), flush=True), daemon=True).start()\n"
+        "time.sleep(3600)"
     )
-    # Their stdout is the worker's too: this comes back when both are gone.
-    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, timeout=50)
-    assert done.returncode == -signal.SIGKILL and done.stdout.strip().isdigit()
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env={**os.environ, **LONG})
+    assert process.stdout is not None and process.stdout.read(1).isdigit()
+    process.kill()
+    assert process.communicate(timeout=280)[0].strip().isdigit()  # their stdout is the worker's too: both are gone
+    assert process.returncode == -signal.SIGKILL

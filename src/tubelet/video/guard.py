@@ -40,7 +40,7 @@ LIMITS = {
     "TUBELET_FRAMES": 10_000_000.0,  # of one file: 92 hours at 30 frames a second
 }
 SECONDS_PER_MEGABYTE = 1.0
-STILL_SECONDS = 60.0  # without any use of the processor: then a worker waits for something that does not come
+STILL_SECONDS = 60  # without any use of the processor: then a worker waits for something that does not come
 IDLE_SECONDS = 60.0
 MOST_KILLS = 5  # of workers with one file, by others (somebody, or a system that is out of memory): no decoder kills itself so
 
@@ -78,10 +78,24 @@ def check_header(path: str, width: int, height: int, frames: int) -> None:
         )
 
 
-def run(path: str, function: Callable[..., Result], *args: Any, more_bytes: int = 0, **kwargs: Any) -> Result:
-    """function(*args, **kwargs), which reads the file at `path`, by a worker; `more_bytes` of memory beside what decoding needs.
+class Stopped(Exception):
+    """`run` was told to stop: the worker is gone, at whatever it was."""
 
-    What the function raises is raised here. VideoError where it exceeds a limit or ends the worker.
+
+def run(
+    path: str,
+    function: Callable[..., Result],
+    *args: Any,
+    more_bytes: int = 0,
+    more_seconds: float = 0.0,
+    stop: threading.Event | None = None,
+    **kwargs: Any,
+) -> Result:
+    """function(*args, **kwargs), which reads the file at `path`, by a worker; `more_bytes` of memory and `more_seconds` of
+    processor time beside what one look at it needs.
+
+    What the function raises is raised here. VideoError where it exceeds a limit or ends the worker, Stopped soon after `stop`
+    is set.
     """
     if _guarded or sys.platform != "linux":
         return function(*args, **kwargs)
@@ -93,18 +107,18 @@ def run(path: str, function: Callable[..., Result], *args: Any, more_bytes: int 
         file = (path, 0, 0, seconds, gigabytes)
     if file in _refused:
         raise VideoError(_refused[file])
-    seconds = round(seconds + SECONDS_PER_MEGABYTE * file[1] / 1e6, 1)
+    seconds = round(seconds + SECONDS_PER_MEGABYTE * file[1] / 1e6 + more_seconds, 1)
     job = _packed((function, args, kwargs, seconds, int(gigabytes * 1e9) + more_bytes))
     for tried in range(1, MOST_KILLS + 1):
         worker = _free_worker() if tried == 1 else _Worker()
         try:
-            problem, result = worker.answer(job)
+            problem, result = worker.answer(job, stop)
         except _DiedError as died:
             end = str(died)
             if end == "SIGPROF" or (end != "SIGKILL" and tried > 1):
                 break
             continue
-        except BaseException:  # Ctrl-C while it worked: its answer must not be taken for that to another question
+        except BaseException:  # Ctrl-C, or `stop`, while it worked: its answer must not be taken for that to another question
             worker.end()
             raise
         _idle[os.getpid()].append(worker)
@@ -144,17 +158,21 @@ class _Worker:
                 os._exit(0)
         theirs.close()
 
-    def answer(self, job: list[Any]) -> tuple[Exception | None, Any]:
-        """(what the job raised, what it gave); _DiedError."""
+    def answer(self, job: list[Any], stop: threading.Event | None) -> tuple[Exception | None, Any]:
+        """(what the job raised, what it gave); _DiedError, Stopped."""
         poll = select.poll()
         poll.register(self.socket, select.POLLIN)
         try:
             _send(self.socket, job)
+            looks = 0  # one a second, not counted by the clock: Ctrl-Z is no standstill
             used = None
-            while not poll.poll(STILL_SECONDS * 1000):
-                if used == (used := self._clock_ticks()):
+            while not poll.poll(1000):
+                if stop is not None and stop.is_set():
+                    raise Stopped
+                looks += 1
+                if looks % STILL_SECONDS == 0 and used == (used := self._clock_ticks()):
                     self.end()
-                    raise _DiedError(f"it stood still for {STILL_SECONDS:.0f} s")
+                    raise _DiedError(f"it stood still for {STILL_SECONDS} s")
             found: tuple[Exception | None, Any] | None = _receive(self.socket)
         except OSError:
             found = None
@@ -220,6 +238,7 @@ def _serve(connection: socket.socket) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -242,6 +261,14 @@ def _serve(connection: socket.socket) -> None:
         connection.settimeout(None)
         _send(connection, _packed((problem, result)))
         connection.settimeout(IDLE_SECONDS)
+
+
+def _end_with(connection: socket.socket) -> None:
+    """End this process, whatever it is at, when nobody is at the other end any more."""
+    watched = select.poll()
+    watched.register(connection, 0)  # no event but that one
+    watched.poll()
+    os._exit(0)
 
 
 def _plain(error: Exception) -> Exception:

@@ -8,7 +8,7 @@ a file that every player can play: nearly as fast as four separate streams of ev
 import io
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -38,42 +38,26 @@ class Reencoded:
     psnr_db: float
 
 
-class Stopped(Exception):
-    """`reencode` was told to stop; nothing was written."""
-
-
-def reencode(
-    path: str,
-    out: Path,
-    short_side: int = 256,
-    gop_frames: int = 16,
-    crf: int = 18,
-    stopped: Callable[[], bool] = lambda: False,
-) -> Reencoded:
+def reencode(path: str, out: Path, short_side: int = 256, gop_frames: int = 16, crf: int = 18) -> Reencoded:
     """Write `out`, an mp4 file of exactly the frames that a sequential decode of `path` gives, each at its own time.
 
     short_side: scaled down to it, never up; height and width are made even. gop_frames: frames between key frames, 1 makes
     every frame one. crf: quality, 0 (lossless) to 51. Encoding is single-threaded, so that equal files give equal files.
-    `out` appears whole, after what is on the disk was decoded, counted and compared, or not at all.
+    What is on the disk is decoded, counted and compared before this returns; a caller that may be killed gives a draft.
 
-    VideoError for a file that cannot be read or encoded, OSError where `out` cannot be written, Stopped.
+    VideoError for a file that cannot be read or encoded, OSError where `out` cannot be written: then nothing is left of it.
     """
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp.mp4")
     try:
-        for certain in (False, True):
-            index = read_index(path, certain)
-            try:
-                done = _encode(path, index, temporary, _even_size(index, short_side), gop_frames, crf, stopped)
-                break
-            except VideoError:
-                if certain:  # the first time the index, made without decoding, may have promised too much
-                    raise
-        os.replace(temporary, out)
-        return done
-    except av.FFmpegError as error:
-        raise VideoError(f"{path}: cannot be encoded again ({error.strerror})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        index = read_index(path)
+        try:
+            return _encode(path, index, out, short_side, gop_frames, crf)
+        except VideoError:  # the index, made without decoding, may have promised too much
+            return _encode(path, read_index(path, certain=True), out, short_side, gop_frames, crf)
+    except BaseException as error:
+        out.unlink(missing_ok=True)
+        if isinstance(error, av.FFmpegError):
+            raise VideoError(f"{path}: cannot be encoded again ({error.strerror})") from error
+        raise
 
 
 def _even_size(index: Index, short_side: int) -> tuple[int, int]:
@@ -83,10 +67,8 @@ def _even_size(index: Index, short_side: int) -> tuple[int, int]:
     return height, width
 
 
-def _encode(
-    path: str, index: Index, out: Path, size: tuple[int, int], gop_frames: int, crf: int, stopped: Callable[[], bool]
-) -> Reencoded:
-    time_base, ticks = _ticks(index)
+def _encode(path: str, index: Index, out: Path, short_side: int, gop_frames: int, crf: int) -> Reencoded:
+    size, (time_base, ticks) = _even_size(index, short_side), _ticks(index)
     last = max(1, round(Fraction(index.duration_seconds - index.seconds[-1]) / time_base))
     lengths = dict(zip(ticks, [*(b - a for a, b in pairwise(ticks)), last], strict=True))
     with _Output(out, "wb") as file:
@@ -101,8 +83,6 @@ def _encode(
                     container.mux(packet)
 
             for tick, pixels in zip(ticks, all_frames(path, index, size), strict=True):
-                if stopped():
-                    raise Stopped
                 frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
                 frame.pts, frame.time_base = tick, time_base
                 comparison.waiting.append(pixels)
