@@ -83,6 +83,7 @@ def check(videos: Path, out: Path, steps: int, more: int, most_megabytes: float 
     assert (after["processes"], after["sockets"]) == (0, 0) and after["files"] <= start["files"] + 1
 
 
+@pytest.mark.timeout(900)
 def test_a_run_leaves_nothing_open(motion_folder: Path, tmp_path: Path) -> None:
     check(motion_folder, tmp_path / "run", 150, more=0, most_megabytes=None)
 

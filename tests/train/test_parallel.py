@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tubelet.train.config import TrainConfig
 from tubelet.train.loop import train
 
 PATIENCE = 280  # seconds until processes that do not get on are called a failure
+TRIES = 5  # to be there before a run is over, on a machine with other things to do
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 CLOSE = 1e-5  # what the order of sums may change in 10 steps at a rate of 1e-3, in which weights move by 1e-2
 
@@ -238,22 +240,33 @@ def test_a_killed_process_and_a_signal_cost_nothing_but_time(data: Path, tmp_pat
     """The command as a user gives it: stopped as a terminal does, given again, then one of its two processes is killed."""
     reference = run_here(configuration("masked", data, tmp_path / "alone", **{"optim.steps": 40}))
     run = tmp_path / "run"
-    stopped = subprocess.Popen(command(data, run), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
-                               start_new_session=True)  # fmt: skip
-    wait_for_lines(run, stopped, 3)
-    os.killpg(stopped.pid, signal.SIGINT)
-    _, text = stopped.communicate(timeout=PATIENCE)
+    for _ in range(TRIES):
+        shutil.rmtree(run, ignore_errors=True)
+        stopped = subprocess.Popen(command(data, run), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
+                                   start_new_session=True)  # fmt: skip
+        wait_for_lines(run, stopped, 3)
+        os.killpg(stopped.pid, signal.SIGINT)
+        _, text = stopped.communicate(timeout=PATIENCE)
+        step = int(log(run)[-1]["step"])
+        if step <= 30:
+            break
     assert stopped.returncode == 130, text
     assert text.count("saved: the same command continues") == 1 and "Traceback" not in text, text
-    step = log(run)[-1]["step"]
     assert (run / "checkpoints" / f"step_{step:08d}.safetensors").exists()
 
-    process = subprocess.Popen(command(data, run, "--restarts", "1"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               env=ENVIRONMENT)  # fmt: skip
-    wait_for_lines(run, process, int(step) + 8)
-    os.kill(workers(process.pid)[1], signal.SIGKILL)
-    out, text = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, text
+    shutil.copytree(run, tmp_path / "stopped")
+    for _ in range(TRIES):
+        shutil.rmtree(run)
+        shutil.copytree(tmp_path / "stopped", run)
+        process = subprocess.Popen(command(data, run, "--restarts", "1"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                   env=ENVIRONMENT)  # fmt: skip
+        wait_for_lines(run, process, step + 5)
+        with suppress(IndexError, ProcessLookupError):  # where it is over
+            os.kill(workers(process.pid)[1], signal.SIGKILL)
+        out, text = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, text
+        if text.count("continuing") > 1:
+            break
     assert text.count("continuing") == 2, text  # after the signal, and after the kill
     assert out == f"{run}\n"
     assert_close(run, reference)
