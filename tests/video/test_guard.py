@@ -197,7 +197,7 @@ def test_workers_end_with_their_parent(job: str) -> None:
         f"threading.Thread(target=lambda: print(run('v', {job}), flush=True), daemon=True).start()\n"
         "time.sleep(3600)"
     )
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env={**os.environ, **LONG})
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, bufsize=0, env={**os.environ, **LONG})
     assert process.stdout is not None and process.stdout.read(1).isdigit()
     process.kill()
     assert process.communicate(timeout=280)[0].strip().isdigit()  # their stdout is the worker's too: both are gone
