@@ -19,6 +19,7 @@ SMALL: dict[str, tuple[ClipSpec, dict[str, object]]] = {
     "c3d": (ClipSpec(frames=16, size=32), dict(channels=4, hidden=16)),
     "cnn_lstm": (SPEC, dict(channels=4, hidden=12)),
     "cnn3d_lstm_resnet18": (SPEC, dict(channels=4, hidden=12, window=2)),
+    "vjepa2": (SPEC, dict(width=24, depth=2, heads=2, patch=8, pooler_depth=1)),
 }
 
 

@@ -1,12 +1,52 @@
-"""Others' names of weights and ours: every key is accounted for, or CheckpointError names all that are not."""
+"""Weights under other names. A family states once which of ours is which of theirs; every key is accounted for, or CheckpointError
+names all that are not.
+
+A Table is {our name: their names}: one name, or those of several weights that ours holds one after another along dimension 0. Both
+directions follow from it. `rename` takes one name for one, of which some may be missing.
+"""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from tubelet.errors import CheckpointError
 from tubelet.models._tokens import Triple, resize_positions
+
+Table = Mapping[str, tuple[str, ...]]
+
+
+def to_ours(state: Mapping[str, Tensor], table: Table, where: str) -> dict[str, Tensor]:
+    """Their state dict under our names. CheckpointError naming every weight that is missing or left over."""
+    _check(state, [name for names in table.values() for name in names], where)
+    return {
+        ours: torch.cat([state[name] for name in theirs]) if len(theirs) > 1 else state[theirs[0]]
+        for ours, theirs in table.items()
+    }
+
+
+def to_theirs(state: Mapping[str, Tensor], table: Table, where: str) -> dict[str, Tensor]:
+    """Our state dict under their names: the inverse of `to_ours`, with the same errors."""
+    _check(state, table, where)
+    out: dict[str, Tensor] = {}
+    for ours, theirs in table.items():
+        pieces = [piece.clone() for piece in state[ours].chunk(len(theirs))] if len(theirs) > 1 else [state[ours]]
+        out.update(zip(theirs, pieces, strict=True))
+    return out
+
+
+def count(names: Iterable[str], stem: str) -> int:
+    """How many things are numbered after `stem` in these names, from 0 on."""
+    numbers = (re.match(re.escape(stem) + r"(\d+)\.", name) for name in names)
+    return 1 + max((int(found[1]) for found in numbers if found), default=-1)
+
+
+def _check(state: Iterable[str], wanted: Iterable[str], where: str) -> None:
+    has, wants = dict.fromkeys(state), dict.fromkeys(wanted)
+    problems = [f"missing {key}" for key in wants if key not in has] + [f"left over {key}" for key in has if key not in wants]
+    if problems:
+        raise CheckpointError(f"these are not the weights of {where}: {'; '.join(problems)}")
 
 
 def rename(state: Mapping[str, Tensor], names: Mapping[str, str], optional: Sequence[str] = ()) -> dict[str, Tensor]:
@@ -29,12 +69,6 @@ def weights(modules: Mapping[str, str]) -> dict[str, str]:
 
 def inverse(names: Mapping[str, str]) -> dict[str, str]:
     return {theirs: ours for ours, theirs in names.items()}
-
-
-def depth(state: Mapping[str, Tensor], stem: str) -> int:
-    """Number of blocks that a state dict numbers after `stem`."""
-    numbers = (re.match(re.escape(stem) + r"(\d+)\.", key) for key in state)
-    return 1 + max((int(found[1]) for found in numbers if found), default=-1)
 
 
 VIT_BLOCK = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")

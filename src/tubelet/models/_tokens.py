@@ -83,10 +83,10 @@ def resize_positions(table: Tensor, trained: Triple, grid: Triple) -> Tensor:
 
 
 def conv_weight(linear: Tensor, tubelet: Triple) -> Tensor:
-    """The embedding's weight (D,P) as that of a convolution, (D,C,t,h,w)."""
-    return linear.view(linear.shape[0], *tubelet, 3).permute(0, 4, 1, 2, 3).contiguous()
+    """The weight of a Linear over `patchify`'s values, (D, t*y*x*c), as that of the equal Conv3d: (D,c,t,y,x)."""
+    return linear.view(linear.shape[0], *tubelet, -1).permute(0, 4, 1, 2, 3).contiguous()
 
 
 def linear_weight(conv: Tensor) -> Tensor:
-    """The weight of a convolution (D,C,t,h,w) as our embedding's, (D,P)."""
+    """The weight of a Conv3d over tubelets, (D,c,t,y,x), as that of a Linear over `patchify`'s values: (D, t*y*x*c)."""
     return conv.permute(0, 2, 3, 4, 1).flatten(1).contiguous()

@@ -23,8 +23,11 @@ class LayerNorm(nn.LayerNorm):
 PAIRS = 2**21  # of queries and keys at a time in the backward pass below: 4 MB in bf16
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v: (B,A,N,d) of queries (B,A,N,d), keys and values (B,A,M,d)."""
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias) v: (B,A,N,d) of queries (B,A,N,d), keys and values (B,A,M,d); bias, where there is one,
+    broadcasts to (B,A,N,M)."""
+    if bias is not None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
     if q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.requires_grad:
         return _AttentionInBF16.apply(q, k, v)
     return F.scaled_dot_product_attention(q, k, v)

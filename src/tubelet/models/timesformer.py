@@ -212,22 +212,22 @@ def _huggingface(depth: int) -> dict[str, str]:
 
 def to_original(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our state dict in the key layout of the original files (what they hold under `model_state`)."""
-    return _to(state, _original(_keys.depth(state, "blocks.")))
+    return _to(state, _original(_keys.count(state, "blocks.")))
 
 
 def from_original(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A state dict in the original's key layout, in ours; CheckpointError naming every key left over or missing."""
-    return _from(state, _original(_keys.depth(state, "model.blocks.")))
+    return _from(state, _original(_keys.count(state, "model.blocks.")))
 
 
 def to_huggingface(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our state dict in the key layout of transformers' TimesformerForVideoClassification."""
-    return _to(state, _huggingface(_keys.depth(state, "blocks.")))
+    return _to(state, _huggingface(_keys.count(state, "blocks.")))
 
 
 def from_huggingface(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """transformers' state dict in our key layout; CheckpointError naming every key left over or missing."""
-    return _from(state, _huggingface(_keys.depth(state, "timesformer.encoder.layer.")))
+    return _from(state, _huggingface(_keys.count(state, "timesformer.encoder.layer.")))
 
 
 def _to(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:

@@ -36,12 +36,16 @@ from tubelet.video.normalize import normalize
 PAPER = "Tong et al. 2022, arXiv:2203.12602"
 
 # Decoders: 4 blocks for S and B, 12 for L and H in the published recipes. "tiny" is DeiT-Ti's encoder, no published VideoMAE.
+# "giant" is VideoMAE V2's (Wang et al. 2023, arXiv:2303.16727), which also hides tokens from the decoder (`decoder_mask`).
 VARIANTS: dict[str, dict[str, Any]] = {
     "videomae_tiny": dict(width=192, depth=12, heads=3, decoder_width=96, decoder_depth=4, decoder_heads=3),
     "videomae_small": dict(width=384, depth=12, heads=6, decoder_width=192, decoder_depth=4, decoder_heads=3),
     "videomae_base": dict(width=768, depth=12, heads=12, decoder_width=384, decoder_depth=4, decoder_heads=6),
     "videomae_large": dict(width=1024, depth=24, heads=16, decoder_width=512, decoder_depth=12, decoder_heads=8),
     "videomae_huge": dict(width=1280, depth=32, heads=16, decoder_width=640, decoder_depth=12, decoder_heads=8),
+    "videomae_giant": dict(
+        width=1408, depth=40, heads=16, decoder_width=512, decoder_depth=4, decoder_heads=8, patch=14, mlp_ratio=48 / 11
+    ),
 }
 
 

@@ -276,7 +276,7 @@ def _huggingface(depth: int, stem: str, block: Sequence[str]) -> dict[str, str]:
 
 def to_huggingface(state: Mapping[str, Tensor], tubelet: Triple) -> dict[str, Tensor]:
     """Model 1's state dict in the key layout of transformers' Vivit files. CheckpointError for those of models 2 to 4."""
-    depth = _keys.depth(state, "blocks.")
+    depth = _keys.count(state, "blocks.")
     split: dict[str, Tensor] = {}
     for key, value in state.items():
         if ".attn.qkv." in key:
@@ -297,7 +297,7 @@ def from_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     stem, block = "vivit.encoder.layer.", _ON_DISK
     if not any(key.startswith(stem) for key in state):
         stem, block = "vivit.layers.", _IN_MEMORY
-    depth = _keys.depth(state, stem)
+    depth = _keys.count(state, stem)
     out = _keys.rename(state, _keys.inverse(_huggingface(depth, stem, block)), ["classifier."])
     for i in range(depth):
         for part in ("weight", "bias"):
