@@ -19,7 +19,14 @@ SMALL: dict[str, tuple[ClipSpec, dict[str, object]]] = {
     "c3d": (ClipSpec(frames=16, size=32), dict(channels=4, hidden=16)),
     "cnn_lstm": (SPEC, dict(channels=4, hidden=12)),
     "cnn3d_lstm_resnet18": (SPEC, dict(channels=4, hidden=12, window=2)),
+    "mvit": (SPEC, dict(width=16, heads=2, blocks=(1, 2), kv_stride=2)),
+    "swin": (SPEC, dict(width=16, heads=2, blocks=(2, 2), window=(2, 3, 3))),
     "vjepa2": (SPEC, dict(width=24, depth=2, heads=2, patch=8, pooler_depth=1)),
+}
+
+# Weights that logits do not depend on. MViT classifies its cls token: what only moves the other queries of the last block.
+UNTAUGHT: dict[str, tuple[str, ...]] = {
+    "mvit": ("blocks.2.attn.pool_q.conv.weight", *(f"blocks.2.attn.rel_{axis}" for axis in "thw")),
 }
 
 

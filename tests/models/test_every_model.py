@@ -13,7 +13,7 @@ from tubelet.train.loop import train
 from tubelet.weights.load import load_model
 from tubelet.weights.save import save
 
-from .small import SMALL, clips, family_of, small
+from .small import SMALL, UNTAUGHT, clips, family_of, small
 
 VARIANTS = sorted(models.variants())
 FIRST_OF_FAMILY = sorted({family_of(name): name for name in reversed(VARIANTS)}.values())
@@ -77,8 +77,8 @@ def test_everything_trainable_learns(name: str) -> None:
             nn.init.normal_(parameter, std=0.1)
     logits = model(clips(model.spec))["logits"]
     nn.functional.cross_entropy(logits, torch.tensor([0, 2])).backward()
-    still = [name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
-    assert still == []
+    still = [key for key, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    assert sorted(still) == sorted(UNTAUGHT.get(family_of(name), ()))
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -177,3 +177,11 @@ def test_errors_name_the_nearest() -> None:
         videomae.build("videomae_tiny", SPEC, **{**SMALL["videomae"][1], "width": 25})
     with pytest.raises(ConfigError, match="decoder_depth is 0, a decoder needs at least 1 block"):
         small("videomae_tiny", decoder_depth=0)
+
+
+def test_the_giant_of_videomae_v2() -> None:
+    """Published: 1,013 M parameters, 2048 tokens of 14x14 pixels; its decoder is 4 blocks of 512 channels."""
+    with torch.device("meta"):
+        model = models.build("videomae_giant", ClipSpec(), [str(i) for i in range(400)])
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(1012.5, abs=0.6)
+    assert model.grid == (8, 16, 16)

@@ -115,3 +115,28 @@ def test_huggingface_round_trip_is_bit_identical(classes: tuple[str, ...]) -> No
     back = videomae.from_huggingface(videomae.to_huggingface(state, ours.tubelet))
     assert back.keys() == state.keys()
     assert all(torch.equal(back[key], state[key]) for key in state)
+
+
+def test_two_blocks_of_the_giant_from_theirs() -> None:
+    """VideoMAE V2's sizes: patches of 14, an MLP 48/11 as wide, a narrow decoder; here of two blocks and 28x28 pixels."""
+    spec = ClipSpec(frames=4, size=28)
+    config = transformers.VideoMAEConfig(
+        image_size=28, patch_size=14, num_frames=4, tubelet_size=2, hidden_size=1408, num_hidden_layers=2,
+        num_attention_heads=16, intermediate_size=6144, decoder_hidden_size=512, decoder_num_hidden_layers=1,
+        decoder_num_attention_heads=8, decoder_intermediate_size=2234, use_mean_pooling=False,
+    )  # fmt: skip
+    theirs = transformers.VideoMAEForPreTraining(config).eval()
+    randomise(theirs)
+    options = dict(depth=2, decoder_depth=1, eps=1e-12, norm_eps=1e-12, decoder_norm_eps=1e-5)
+    ours = videomae.build("videomae_giant", spec, **options)
+    state = videomae.from_huggingface(theirs.state_dict())
+    ours.load_state_dict(state)
+    mask = torch.tensor([[False, True, False, True] * 2])
+    frames = torch.randint(0, 256, (1, 4, 3, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        wanted = theirs(pixel_values(frames), bool_masked_pos=mask).logits
+        got = ours(frames, mask=mask)["prediction"]
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
+    for to, back in ((videomae.to_original, videomae.from_original), (videomae.to_huggingface, videomae.from_huggingface)):
+        again = back(to(state, ours.tubelet))
+        assert again.keys() == state.keys() and all(torch.equal(again[key], state[key]) for key in state)

@@ -7,8 +7,9 @@ attention gives has the pooled query added to it (residual pooling). The cls tok
 
 How ours differs: no bias tensor of all pairs is made for the positions. A query's products with the vectors of all distances along
 one axis are few; they are appended to it, and to every key the places it has on the three axes as ones among zeros, so that the
-ordinary product of attention adds them up. Attention is the usual fused one then, on d + t + h + w channels (22 more than 96 at
-16x224x224): half the time, and none of the memory. `cost` counts these channels, values' too: 4 % more GMAC than published.
+ordinary product of attention adds them up. Attention is the usual fused one then, on d + t + h + w channels (96 + 22 in most
+blocks at 16x224x224): half the time, and none of the memory. `cost` counts these channels, those that keep the values as wide too:
+68.5 GMAC for S where the published count is 64.2, and 253 for B where it is 225; without them it is 64.2 and 224.5.
 
 B batch, T frames, N tokens without the cls token, M of them after pooling, D width, A heads, d = D/A = 96, K classes.
 """
@@ -112,7 +113,9 @@ class PoolingAttention(nn.Module):
         its own and 0 for the others. The cls token has zeros in both, values have zeros.
         """
         cube = q[:, :, 1:].unflatten(2, grid_q)
-        tables = (between(table, *n) for table, n in zip((self.rel_t, self.rel_h, self.rel_w), zip(grid_q, grid_k), strict=True))
+        tables = (
+            between(table, *n) for table, n in zip((self.rel_t, self.rel_h, self.rel_w), zip(grid_q, grid_k), strict=True)
+        )
         products = [
             torch.einsum(f"bathwd,{axis}kd->bathwk", cube, table.to(q.dtype)) for axis, table in zip("thw", tables, strict=True)
         ]
@@ -230,7 +233,9 @@ class MViT(Model):
     def grid_of(self, frames: int, height: int, width: int, colours: int = 3) -> Triple:
         """Token grid (T slots, rows, columns) of a clip behind the first convolution; ConfigError when it is not in colour."""
         if colours != 3:
-            raise ConfigError(f"{self.name} got clips of {colours} colours; it takes 3 (red, green, blue), of any frames and size")
+            raise ConfigError(
+                f"{self.name} got clips of {colours} colours; it takes 3 (red, green, blue), of any frames and size"
+            )
         return pooled((frames, height, width), self.tubelet)
 
     def depth_of(self, parameter: str) -> int:

@@ -222,7 +222,9 @@ class Swin(Model):
     def grid_of(self, frames: int, height: int, width: int, colours: int = 3) -> Triple:
         """Token grid (T slots, rows, columns) of a clip, the last ones filled up; ConfigError when it is not in colour."""
         if colours != 3:
-            raise ConfigError(f"{self.name} got clips of {colours} colours; it takes 3 (red, green, blue), of any frames and size")
+            raise ConfigError(
+                f"{self.name} got clips of {colours} colours; it takes 3 (red, green, blue), of any frames and size"
+            )
         t, h, w = self.tubelet
         return -(-frames // t), -(-height // h), -(-width // w)
 
@@ -269,7 +271,11 @@ def from_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 _BIAS, _INDEX = "relative_position_bias_table", "relative_position_index"
 _BLOCK = {
-    **{f"{stem}.{kind}": f"{stem}.{kind}" for stem in ("norm1", "attn.qkv", "attn.proj", "norm2") for kind in ("weight", "bias")},
+    **{
+        f"{stem}.{kind}": f"{stem}.{kind}"
+        for stem in ("norm1", "attn.qkv", "attn.proj", "norm2")
+        for kind in ("weight", "bias")
+    },
     **{f"mlp.fc{i}.{kind}": f"mlp.{j}.{kind}" for i, j in ((1, 0), (2, 3)) for kind in ("weight", "bias")},
     "attn.bias_table": f"attn.{_BIAS}",
 }

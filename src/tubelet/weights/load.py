@@ -67,14 +67,14 @@ def fill(model: Model, state: dict[str, Tensor], where: str | Path) -> None:
 
 
 # What may differ between a pretrained encoder and the classifier made from it: (only in the source, only in the target).
-_DROPPED = ("decoder.", "norm.", "fc_norm.", "head.")
-_FRESH = ("fc_norm.", "head.")
+_DROPPED = ("decoder.", "norm.", "fc_norm.", "pooler.", "head.")
+_FRESH = ("fc_norm.", "pooler.", "head.")
 
 
 def transfer(source: Model, target: Model) -> list[str]:
     """Copy the weights of `source` into `target`, and give back the names that keep their first values (the head's).
 
-    Made for fine-tuning: the pretraining decoder is left behind, fc_norm and head are new (or carried over when both models
+    Made for fine-tuning: the pretraining decoder is left behind, fc_norm, pooler and head are new (or carried over when both models
     tell the same classes). Anything else that differs is a CheckpointError that names it.
     """
     if source.name != target.name:
