@@ -78,7 +78,7 @@ def test_a_block_pools_and_projects_its_shortcut() -> None:
 def test_distances_on_two_grids_and_another_table() -> None:
     table = torch.arange(13.0)[:, None]  # made for 7
     assert mvit.between(table, 7, 7)[2, 6].item() == 2 - 6 + 6
-    assert mvit.between(table, 7, 4)[6, 0].item() == 12  # 1.75 fine steps a key
+    assert mvit.between(table, 7, 4)[6, 0].item() == 11  # int(6 + 3 * 1.75): 1.75 fine steps a key
     assert mvit.between(table, 4, 7)[3, 6].item() == 5  # int(3 * 1.75) - 6 + 6
     grown = mvit.between(table, 14, 14)
     assert grown[0, 13].item() == 0 and grown[13, 0].item() == 12
@@ -98,7 +98,7 @@ def appended(name: str) -> float:
     return total / 1e9
 
 
-# Published: parameters with 400 classes and GMAC. S: torchvision's 34,537,744 and 64.224; B: the paper's 51.2 M and 225 at 32 frames
+# Published: parameters with 400 classes and GMAC. S: torchvision's 34,537,744 and 64.224; B: the paper's 51.2 M and 225
 @pytest.mark.parametrize(("name", "millions", "gmacs"), [("mvitv2_small", 34.537744, 64.224), ("mvitv2_base", 51.2, 225)])
 def test_published_parameters_and_gmacs(name: str, millions: float, gmacs: float) -> None:
     with torch.device("meta"):

@@ -113,9 +113,8 @@ class PoolingAttention(nn.Module):
         its own and 0 for the others. The cls token has zeros in both, values have zeros.
         """
         cube = q[:, :, 1:].unflatten(2, grid_q)
-        tables = (
-            between(table, *n) for table, n in zip((self.rel_t, self.rel_h, self.rel_w), zip(grid_q, grid_k), strict=True)
-        )
+        sizes = zip(grid_q, grid_k, strict=True)
+        tables = (between(table, *n) for table, n in zip((self.rel_t, self.rel_h, self.rel_w), sizes, strict=True))
         products = [
             torch.einsum(f"bathwd,{axis}kd->bathwk", cube, table.to(q.dtype)) for axis, table in zip("thw", tables, strict=True)
         ]
@@ -130,7 +129,7 @@ class PoolingAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pooling attention and an MLP. Where the grid halves, the shortcut is pooled by maximum; where the width doubles, projected."""
+    """Pooling attention and an MLP. The shortcut is pooled by maximum where the grid halves, projected where the width doubles."""
 
     def __init__(
         self, width_in: int, width: int, heads: int, grid: Triple, stride_q: Triple, stride_kv: Triple, mlp_ratio: float,
