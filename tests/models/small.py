@@ -27,6 +27,10 @@ SMALL: dict[str, tuple[ClipSpec, dict[str, object]]] = {
 # Weights that logits do not depend on. MViT classifies its cls token: what only moves the other queries of the last block.
 UNTAUGHT: dict[str, tuple[str, ...]] = {
     "mvit": ("blocks.2.attn.pool_q.conv.weight", *(f"blocks.2.attn.rel_{axis}" for axis in "thw")),
+    "i3d": (SPEC, dict(width=8)),
+    "i3d_inception": (ClipSpec(frames=8, size=48), dict(width=8)),
+    "r2plus1d": (SPEC, dict(width=8)),
+    "nonlocal_net": (SPEC, dict(net_options=dict(width=8))),
 }
 
 
