@@ -100,6 +100,11 @@ class TrunkModel(Model):
             )
 
 
+def torchvision_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a trunk and its head as torchvision calls them: without "trunk.", and the head `fc`."""
+    return {f"fc.{key[5:]}" if key.startswith("head.") else key.removeprefix("trunk."): value for key, value in state.items()}
+
+
 def account(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
     """`state` in the order of `wanted`; CheckpointError naming every missing, left-over and misshapen weight.
 
@@ -114,5 +119,5 @@ def account(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str
             problems.append(f"{key} is {tuple(state[key].shape)}, wanted {tuple(own.shape)}")
         out[key] = state.get(key, own)
     if problems:
-        raise CheckpointError(f"the weights are not {what}: {'; '.join(problems)}")
+        raise CheckpointError(f"these are not the weights {what}: {'; '.join(problems)}")
     return out

@@ -27,7 +27,7 @@ from tubelet.find import choose
 from tubelet.models import _resnet
 from tubelet.models._conv3d import BatchNorm
 from tubelet.models._tokens import Triple
-from tubelet.models._trunk import Trunk, TrunkModel, account
+from tubelet.models._trunk import Trunk, TrunkModel, account, torchvision_keys
 from tubelet.records import ClipSpec
 
 PAPER = "Carreira & Zisserman 2017, arXiv:1705.07750"
@@ -226,17 +226,19 @@ def inflate(pictures: Mapping[str, Tensor], like: I3D, drop_head: bool = False) 
         model.load_state_dict(state)
     """
     own = like.state_dict()
+    wanted = torchvision_keys(own)
     heads = [key for key in pictures if key.startswith(("fc.", "head."))]
     if not drop_head:
         drop_head = not any(pictures[key].shape[0] == len(like.class_names) for key in heads)
     left = [key for key in pictures if key.startswith(like.trunk.left_behind) or (drop_head and key in heads)]
-    state = {key: value for key, value in own.items() if drop_head and key.startswith("head.")}
+    state = {key: value for key, value in wanted.items() if drop_head and key.startswith("fc.")}
     for key, value in pictures.items():
         if key in left:
             continue
-        name = f"head.{key.partition('.')[2]}" if key in heads else f"trunk.{key}"
-        if value.ndim == 4 and name in own and own[name].ndim == 5:
-            times = own[name].shape[2]
+        name = f"fc.{key.partition('.')[2]}" if key in heads else key
+        if value.ndim == 4 and name in wanted and wanted[name].ndim == 5:
+            times = wanted[name].shape[2]
             value = (value / times)[:, :, None].repeat(1, 1, times, 1, 1)
         state[name] = value
-    return account(state, own, f"those of the picture network in {like.name}"), left
+    fitting = account(state, wanted, f"of the picture network in {like.name}")
+    return dict(zip(own, fitting.values(), strict=True)), left

@@ -148,4 +148,4 @@ def from_plain(state: Mapping[str, Tensor], like: NonLocalNet) -> dict[str, Tens
     """
     own = like.state_dict()
     blocks = {key: value for key, value in own.items() if "_nonlocal." in key}
-    return _trunk.account({**blocks, **state}, own, f"those of {like.options['net']}")
+    return _trunk.account({**blocks, **state}, own, f"of {like.options['net']}")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tubelet.find import choose
 from tubelet.models import _resnet
 from tubelet.models._conv3d import BatchNorm
-from tubelet.models._trunk import Trunk, TrunkModel, account
+from tubelet.models._trunk import Trunk, TrunkModel, account, torchvision_keys
 from tubelet.records import ClipSpec
 
 PAPER = "Tran et al. 2018, arXiv:1711.11248"
@@ -125,10 +125,11 @@ class R2Plus1D(TrunkModel):
 
 def to_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our state dict in the key layout of torchvision's r2plus1d_18."""
-    return {f"fc.{key[5:]}" if key.startswith("head.") else key.removeprefix("trunk."): value for key, value in state.items()}
+    return torchvision_keys(state)
 
 
 def from_torchvision(state: Mapping[str, Tensor], like: R2Plus1D) -> dict[str, Tensor]:
     """torchvision's state dict as that of `like`, bit by bit; CheckpointError naming every weight that does not fit."""
-    ours = {f"head.{key[3:]}" if key.startswith("fc.") else f"trunk.{key}": value for key, value in state.items()}
-    return account(ours, like.state_dict(), f"torchvision's of {like.name}")
+    own = like.state_dict()
+    theirs = account(state, torchvision_keys(own), f"of torchvision's {like.name}")
+    return dict(zip(own, theirs.values(), strict=True))
