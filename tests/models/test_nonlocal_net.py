@@ -125,7 +125,7 @@ def test_a_place_sees_all_others() -> None:
 
 
 def test_bad_options_are_named() -> None:
-    with pytest.raises(ConfigError, match=r"unknown block of i3d_r50 in after 'layer2.9': did you mean 'layer2.0'"):
+    with pytest.raises(ConfigError, match=r"unknown block of i3d_r50 in after 'layer2.9': did you mean 'layer2.3'"):
         small("nonlocal_i3d_r50", after=["layer2.9"])
     with pytest.raises(ConfigError, match="unknown net 'i3d_r5': did you mean 'i3d_r50'"):
         small("nonlocal_i3d_r50", net="i3d_r5")

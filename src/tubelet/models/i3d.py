@@ -187,7 +187,7 @@ class InceptionV1(Trunk):
                 self.maxpool4 = nn.MaxPool3d(2, 2, ceil_mode=True)
 
     def depth_of(self, parameter: str) -> int:
-        return ["", *INCEPTIONS].index(parameter.partition(".")[0]) if parameter.startswith("inception") else 0
+        return ["", *INCEPTIONS].index(parameter[:11]) if parameter.startswith("inception") else 0
 
     def path(self) -> list[nn.Module]:
         """Through the second branches; the third and fourth see as much."""
