@@ -31,6 +31,8 @@ UNTAUGHT: dict[str, tuple[str, ...]] = {
     "i3d_inception": (ClipSpec(frames=8, size=48), dict(width=8)),
     "r2plus1d": (SPEC, dict(width=8)),
     "nonlocal_net": (SPEC, dict(net_options=dict(width=8))),
+    "raft": (SPEC, dict(updates=2)),
+    "two_stream": (SPEC, dict(width=8)),
 }
 
 

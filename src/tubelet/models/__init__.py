@@ -1,8 +1,9 @@
 """One file is one family. `build` makes any variant by name; `variants` and `list_models` say what there is.
 
 A family file has PAPER, VARIANTS (name -> sizes) and build(name, spec, class_names, **options); where the paper shows a variant
-other clips than 16 frames of 224 pixels at stride 4, CLIPS (name -> ClipSpec) has them. Its model has .name, .spec,
-.class_names, .options (what rebuilds it), .depth, .depth_of(parameter), .head_parameters(), and maps frames to named tensors.
+other clips than 16 frames of 224 pixels at stride 4, CLIPS (name -> ClipSpec) has them; where its size is published with another
+number of classes than 400, CLASSES says which. Its model has .name, .spec, .class_names, .options (what rebuilds it), .depth,
+.depth_of(parameter), .head_parameters(), and maps frames to named tensors.
 """
 
 import inspect
@@ -71,13 +72,15 @@ def cost(model: Model, mask: torch.Tensor | None = None) -> dict[str, Any]:
 
 
 def list_models(spec: ClipSpec | None = None) -> list[dict[str, Any]]:
-    """One row a variant as a classifier of 400 classes of the clips of its paper, or of `spec`: name, family, params, gmacs,
-    receptive_field ([frames, rows, columns] or None), attended_pairs (int or None), frames, stride_frames, size, paper."""
+    """One row a variant as its paper prints it, a classifier of 400 classes if it says no other number, of the clips of its paper
+    or of `spec`: name, family, params, gmacs, receptive_field ([frames, rows, columns] or None), attended_pairs (int or None),
+    frames, stride_frames, size, paper."""
     rows = []
     for name, family in variants().items():
         clip = spec or clip_of(name)
+        classes = getattr(family, "CLASSES", CLASSES_OF_THE_TABLE)
         with torch.device("meta"):
-            model = build(name, clip, [str(i) for i in range(CLASSES_OF_THE_TABLE)])
+            model = build(name, clip, [str(i) for i in range(classes)])
         field = model.receptive_field()
         row = {"name": name, "family": family.__name__.rpartition(".")[2], **cost(model)}
         row |= {"receptive_field": field and list(field), "attended_pairs": model.attended_pairs()}
