@@ -12,6 +12,7 @@ def command(
     crops: int | None = None,
     knn: bool = True,
     linear_probe: bool = True,
+    svm: bool = False,
     baseline: bool = True,
     out: str = "",
     batch_size: int = 8,
@@ -40,6 +41,8 @@ def command(
         k-nearest neighbours on frozen features.
     linear_probe
         Logistic regression on frozen features.
+    svm
+        A linear SVM on frozen features (pip install 'tubelet[svm]'); of a two-stream model it fuses both streams.
     baseline
         Train the same model from random initialisation on the same budget, without layer decay, which is made for
         pretrained weights (in RUN/random_init, resumable).
@@ -58,7 +61,8 @@ def command(
     from tubelet.evaluate.sides import data_of
     from tubelet.train.device import choose_device
 
-    methods = tuple(name for name, wanted in (("linear probe", linear_probe), ("k-NN", knn)) if wanted)
+    asked = {"linear probe": linear_probe, "k-NN": knn, "linear SVM": svm}
+    methods = tuple(name for name, wanted in asked.items() if wanted)
     settings = Settings(split, clips, crops, methods, baseline, batch_size, workers, str(choose_device(device)))
     found = evaluate(model, data or data_of(model), out or None, settings, note)
     print_evaluation(found, json)

@@ -17,8 +17,9 @@ from tubelet import masking, models
 from tubelet.errors import VideoError
 from tubelet.evaluate import metrics
 from tubelet.evaluate.baselines import chance, majority_class
-from tubelet.evaluate.knn import knn
+from tubelet.evaluate.knn import knn, standardize
 from tubelet.evaluate.linear_probe import linear_probe
+from tubelet.evaluate.linear_svm import fuse
 from tubelet.evaluate.multiview import Looks, label_numbers
 from tubelet.evaluate.sides import Met
 from tubelet.loading import load_views
@@ -66,13 +67,16 @@ def frozen_rows(
     methods: Sequence[str] = ("k-NN", "linear probe"),
     note: str = "frozen features",
 ) -> list[Row]:
-    """k-NN and linear probe on frozen embeddings: fitted on the videos in `stored`, judged on those in `asked`."""
+    """k-NN, linear probe and linear SVM on frozen embeddings: fitted on the videos in `stored`, judged on those in `asked`."""
     train_labels, groups = label_numbers(stored.examples, class_names), [example.group for example in stored.examples]
     answers = {}
     if "linear probe" in methods:
         answers["linear probe"] = linear_probe(
             stored.embeddings, train_labels, asked.embeddings, len(class_names), groups=groups
         )
+    if "linear SVM" in methods:
+        parts = standardize(stored.embeddings, asked.embeddings)
+        answers["linear SVM"] = fuse([parts[0]], train_labels, [parts[1]], len(class_names))
     if "k-NN" in methods:
         answers["k-NN"] = knn(stored.embeddings, train_labels, asked.embeddings, len(class_names))
     return [row(name, weights, given, asked.examples, class_names, note) | views(asked) for name, given in answers.items()]

@@ -27,7 +27,7 @@ class Settings:
 
     split         name of the split to evaluate; "all" for every video; "" for the data's own, or what the run held out
     clips, crops  views per video, in time and in space, whose probabilities are averaged; crops None: see `crops_of`
-    methods       what to fit on frozen features: "linear probe", "k-NN", both or neither
+    methods       what to fit on frozen features: any of "linear probe", "k-NN" and "linear SVM"
     baseline      train the same model from random initialisation on the same budget (a fine-tuned run only)
     """
 

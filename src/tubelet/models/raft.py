@@ -39,9 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     ),
 }  # fmt: skip
 # Neighbouring frames of a video, values from -1 to 1, of the size for which torchvision prints its cost.
-CLIPS = {
-    name: ClipSpec(frames=2, stride_frames=1, size=512, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)) for name in VARIANTS
-}
+CLIPS = {name: ClipSpec(frames=2, stride_frames=1, size=512, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)) for name in VARIANTS}
 
 CELL = 8  # pixels
 LEVELS = 4  # of the correlation pyramid: the smallest frame has 8x8 cells, which the last level makes one
@@ -92,9 +90,7 @@ class Encoder(nn.Module):
 
     @staticmethod
     def stage(width_in: int, width: int, stride: int, norm: type[nn.Module] | None, bottleneck: bool) -> nn.Sequential:
-        return nn.Sequential(
-            Residual(width_in, width, stride, norm, bottleneck), Residual(width, width, 1, norm, bottleneck)
-        )
+        return nn.Sequential(Residual(width_in, width, stride, norm, bottleneck), Residual(width, width, 1, norm, bottleneck))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(self.layer3(self.layer2(self.layer1(self.convnormrelu(x)))))
@@ -324,7 +320,9 @@ class RAFT(Model):
 
     def depth_of(self, parameter: str) -> int:
         """0 the encoders, 1 what refines the flow, 2 the head."""
-        return 0 if parameter.startswith(("feature_encoder.", "context_encoder.")) else 2 if parameter.startswith("head.") else 1
+        return (
+            0 if parameter.startswith(("feature_encoder.", "context_encoder.")) else 2 if parameter.startswith("head.") else 1
+        )
 
     def attended_pairs(self) -> int:
         """Pairs of cells that are correlated."""

@@ -92,7 +92,9 @@ class TwoStream(Model):
         if layers not in _resnet.BLOCKS:
             raise ConfigError(f"{name}: layers is {layers}, a ResNet has {', '.join(map(str, _resnet.BLOCKS))}")
         if "temporal" in self.streams and spec.frames < 2:
-            raise ConfigError(f"{name}: there is no flow in clips of 1 frame: set clip.frames to 2 or more, or streams to spatial")
+            raise ConfigError(
+                f"{name}: there is no flow in clips of 1 frame: set clip.frames to 2 or more, or streams to spatial"
+            )
         self.depth = 4
         self.spatial = _resnet.ResNet(layers, width) if "spatial" in self.streams else None
         self.temporal = self.raft = None

@@ -5,6 +5,7 @@ A flow belongs to the pixels of its first frame: first(x, y) = second(x + flow[0
 T frames, H height, W width.
 """
 
+import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
@@ -38,7 +39,7 @@ def estimate(frames: Tensor, estimator: str = "dis", backward: bool = False) -> 
     # DIS cuts a frame into a strip per thread, and its answer depends on them. One thread a pair of frames is as fast.
     cv2.setNumThreads(1)
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in np.ascontiguousarray(frames.cpu().permute(0, 2, 3, 1))]
-    pairs = [(b, a) if backward else (a, b) for a, b in zip(grey, grey[1:], strict=False)]
+    pairs = [(b, a) if backward else (a, b) for a, b in itertools.pairwise(grey)]
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         found = list(threads.map(make(cv2), pairs))
     return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).contiguous()

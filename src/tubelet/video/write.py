@@ -1,9 +1,10 @@
 """Frames become a file: H.264 in mp4, or an animated GIF. A file appears whole under its name or not at all."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -18,7 +19,7 @@ Frames = Tensor | np.ndarray
 
 def write_video(
     path: str | os.PathLike[str],
-    frames: Frames,
+    frames: Frames | Iterable[Frames],
     fps: float = 24,
     codec: str = "libx264",
     crf: int = 18,
@@ -28,14 +29,18 @@ def write_video(
     gop_frames: int | None = None,
 ) -> None:
     """Write frames, RGB uint8 (T,3,H,W), as a video of `fps` frames a second; the container follows the name (.mp4, .mkv ...).
+    A long video comes as pieces of (T,3,H,W) one after another, of which only one is held.
 
     crf: quality, 0 (lossless) to 51. gop_frames: frames between key frames (default: the codec's own). Encoding is
     single-threaded, so that equal frames give equal files on every machine. VideoError for frames of another shape, odd sizes
     (yuv420p stores colour at half size) and a place that cannot be written to.
     """
     path = Path(path)
-    pixels = _check(path, frames)
-    height, width = pixels.shape[1:3]
+    pieces = (_check(path, piece) for piece in ((frames,) if isinstance(frames, Frames) else frames))
+    first = next(pieces, None)
+    if first is None:
+        raise VideoError(f"{path}: there are no frames to write")
+    height, width = first.shape[1:3]
     if pixel_format.startswith("yuv420") and (height % 2 or width % 2):
         raise VideoError(
             f"{path}: {pixel_format} needs an even height and width, got {height}x{width}: crop by a pixel or use yuv444p"
@@ -50,8 +55,9 @@ def write_video(
         stream.codec_context.thread_count = 1
         if gop_frames is not None:
             stream.codec_context.gop_size = gop_frames
-        for picture in pixels:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        for pixels in chain((first,), pieces):
+            for picture in pixels:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
 
 
