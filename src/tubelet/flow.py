@@ -3,7 +3,6 @@
 Memory stays flat: frames are decoded in pieces, flows wait on the disk. T frames, H height, W width.
 """
 
-import itertools
 import os
 import shutil
 import tempfile
@@ -11,6 +10,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -89,7 +89,7 @@ def estimator(model: str = "dis", weights: str = "", device: torch.device | str 
     @torch.no_grad()
     def flow(frames: Tensor, backward: bool) -> Tensor:
         # Pair by pair: a pair's correlations take (HW/64)^2 * 5.3 bytes.
-        pairs = [(b, a) if backward else (a, b) for a, b in itertools.pairwise(frames)]
+        pairs = [(b, a) if backward else (a, b) for a, b in pairwise(frames)]
         return torch.cat([network(torch.stack(pair)[None].to(device))["flow"][0].cpu() for pair in pairs])
 
     return flow

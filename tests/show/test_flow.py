@@ -1,7 +1,7 @@
 """The colours of flow against the wheel's definition, pixel by pixel."""
 
-import itertools
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def colour_of(x: float, y: float, full: float) -> tuple[int, ...]:
     ]
 
     def ring(place: int) -> list[float]:
-        for (start, a), (end, b) in itertools.pairwise(stops):
+        for (start, a), (end, b) in pairwise(stops):
             if start <= place % 55 < end:
                 share = (place % 55 - start) / (end - start)
                 return [(1 - share) * p + share * q for p, q in zip(a, b, strict=True)]

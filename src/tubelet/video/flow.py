@@ -5,9 +5,9 @@ A flow belongs to the pixels of its first frame: first(x, y) = second(x + flow[0
 T frames, H height, W width.
 """
 
-import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from types import ModuleType
 
 import numpy as np
@@ -32,14 +32,14 @@ def estimate(frames: Tensor, estimator: str = "dis", backward: bool = False) -> 
     t, c, height, width = frames.shape
     if t < 2 or c != 3 or min(height, width) < LEAST_PIXELS:
         raise ConfigError(
-            f"{estimator} got {t} frame{'s' * (t != 1)} of {width}x{height} with {c} colours; flow needs 2 frames or more of 3 colours "
-            f"and {LEAST_PIXELS}x{LEAST_PIXELS} pixels or more"
+            f"{estimator} got {t} frame{'s' * (t != 1)} of {width}x{height} with {c} colours; flow needs 2 frames or more of 3 "
+            f"colours and {LEAST_PIXELS}x{LEAST_PIXELS} pixels or more"
         )
     cv2 = _opencv()
     # DIS cuts a frame into a strip per thread, and its answer depends on them. One thread a pair of frames is as fast.
     cv2.setNumThreads(1)
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in np.ascontiguousarray(frames.cpu().permute(0, 2, 3, 1))]
-    pairs = [(b, a) if backward else (a, b) for a, b in itertools.pairwise(grey)]
+    pairs = [(b, a) if backward else (a, b) for a, b in pairwise(grey)]
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         found = list(threads.map(make(cv2), pairs))
     return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).contiguous()
