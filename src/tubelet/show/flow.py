@@ -53,4 +53,4 @@ def panels(frames: Tensor, forward: Tensor, backward: Tensor, full_pixels: float
     side by side, H' and W' even. frames uint8 (T,3,H,W), flows (T,2,H,W)."""
     parts = [frames, colours(forward, full_pixels), colours(backward, full_pixels)]
     row = torch.cat(parts, dim=3)
-    return torch.nn.functional.pad(row, (0, row.shape[3] % 2, 0, row.shape[2] % 2))
+    return torch.nn.functional.pad(row, (0, row.shape[3] % 2, 0, row.shape[2] % 2), value=255)
