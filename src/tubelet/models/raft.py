@@ -257,7 +257,8 @@ class RAFT(Model):
         """frames (B,T,C,H,W) 0..255 -> "flow" (B,T-1,2,H,W), in pixels, x then y, of each frame to the next one; "tokens"
         (B,(T-1)hw,D), a cell's state and its mean flow in cells; "embedding" (B,D), their mean; "logits" (B,K)."""
         b, t = frames.shape[:2]
-        *_, (cells, hidden) = self._refine(frames)
+        for cells, hidden in self._refine(frames):  # noqa: B007
+            pass  # only the last is wanted, and none of the others is kept
         flow = self._upsample(cells, hidden)
         tokens = torch.cat([hidden, F.avg_pool2d(flow, CELL) / CELL], dim=1)  # (P,D,h,w)
         tokens = tokens.view(b, t - 1, self.width, -1).transpose(2, 3).reshape(b, -1, self.width)
