@@ -139,12 +139,13 @@ def flow_of_video(
         raise CheckpointError(f"cannot write {out}: {error.strerror}; choose a folder that you may write to") from error
     try:
         totals, shape = _estimate(path, numbers, size, estimate, draft)
+        height, width = shape[2:]
         full = full_pixels if full_pixels is not None else totals.quantile(0.99)
         fps = (len(numbers) - 1) / max(float(seconds[-1] - seconds[0]), 1e-3)
         write_video(draft / "flow.mp4", _pictures(path, numbers, size, shape, full, draft), min(fps, 240.0))
         (draft / "legend.png").write_bytes(show.legend(full))
         found = FlowOfVideo(
-            path, str(out), model, len(numbers), float(seconds[0]), float(seconds[-1]), *shape[2:], info.height, info.width,
+            path, str(out), model, len(numbers), float(seconds[0]), float(seconds[-1]), height, width, info.height, info.width,
             *totals.errors(), totals.mean(), full, time.perf_counter() - started,
         )  # fmt: skip
         with zipfile.ZipFile(draft / "flow.npz", "w") as archive:

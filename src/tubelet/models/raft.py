@@ -147,10 +147,10 @@ class GRU(nn.Module):
 
     def __init__(self, width_in: int, width: int, kernel: tuple[int, int]) -> None:
         super().__init__()
-        sizes = dict(kernel_size=kernel, padding=(kernel[0] // 2, kernel[1] // 2))
-        self.convz = nn.Conv2d(width + width_in, width, **sizes)
-        self.convr = nn.Conv2d(width + width_in, width, **sizes)
-        self.convq = nn.Conv2d(width + width_in, width, **sizes)
+        padding = (kernel[0] // 2, kernel[1] // 2)
+        self.convz = nn.Conv2d(width + width_in, width, kernel, padding=padding)
+        self.convr = nn.Conv2d(width + width_in, width, kernel, padding=padding)
+        self.convq = nn.Conv2d(width + width_in, width, kernel, padding=padding)
 
     def forward(self, hidden: Tensor, x: Tensor) -> Tensor:
         both = torch.cat([hidden, x], dim=1)

@@ -97,7 +97,8 @@ class TwoStream(Model):
             )
         self.depth = 4
         self.spatial = _resnet.ResNet(layers, width) if "spatial" in self.streams else None
-        self.temporal = self.raft = None
+        self.temporal: _resnet.ResNet | None = None
+        self.raft: raft.RAFT | None = None
         if "temporal" in self.streams:
             self.temporal = _resnet.ResNet(layers, width, colours=2 * (spec.frames - 1))
             if estimator in raft.VARIANTS:
