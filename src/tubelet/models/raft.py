@@ -285,7 +285,7 @@ class RAFT(Model):
         hidden, context = hidden.tanh(), context.relu()
         rows, columns = (torch.arange(n, device=x.device, dtype=x.dtype) for n in hidden.shape[2:])
         start = torch.stack(torch.meshgrid(columns, rows, indexing="xy"))  # (2,h,w): x, y of every cell
-        flow = torch.zeros_like(start).expand(len(hidden), -1, -1, -1)
+        flow = torch.zeros_like(start).expand(hidden.shape[0], -1, -1, -1)
         for _ in range(self.updates):
             flow = flow.detach()  # gradients go through each update alone (section 3.3)
             correlations = look_up(pyramid, start + flow, self.radius)
