@@ -79,18 +79,20 @@ def test_broken_folders_are_refused_in_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
     refused("no model at .*nowhere", tmp_path / "nowhere")
-    refused("holds no model", tmp_path)
+    refused("it holds no weight file", tmp_path)
     for size in (0, 5, len(good) // 2):
         weights.write_bytes(good[:size])
         refused("not a readable safetensors file")
     weights.write_bytes(good)
-    refused("not a tubelet checkpoint", weights)
+    assert load_model(weights).class_names == ("b", "a")  # its config.json lies beside it
     state = load_file(weights)
     state["stranger"] = state.pop("head.bias")
     save_file(state, weights)
     refused("missing head.bias; left over stranger")
-    (folder / "config.json").write_text("{}")
-    refused("does not describe a tubelet model: 'format'")
+    (folder / "config.json").write_text('{"format": "tubelet-model-0"}')
+    refused("is of format 'tubelet-model-0'; this version reads")
+    (folder / "config.json").write_text('{"format": "tubelet-model-1"}')
+    refused("does not describe a tubelet model: 'clip'")
     (folder / "config.json").write_text("not json")
     refused("cannot read")
 

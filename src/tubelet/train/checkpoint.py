@@ -22,7 +22,7 @@ from tubelet.errors import CheckpointError
 from tubelet.models._model import Model
 from tubelet.train import parallel
 from tubelet.weights.checkpoint import PATTERN, Checkpoint, checksum, newest, read
-from tubelet.weights.load import fill
+from tubelet.weights.fill import fill
 from tubelet.weights.save import describe
 
 

@@ -52,6 +52,15 @@ def newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
     return None
 
 
+def is_ours(path: Path) -> bool:
+    """Whether a file is a checkpoint of a run, by what it says of itself, however damaged the rest may be."""
+    try:
+        with safe_open(path, "pt") as file:
+            return "crc32" in (file.metadata() or {})
+    except (OSError, SafetensorError, ValueError):
+        return path.match(PATTERN)
+
+
 def read(path: Path) -> Checkpoint:
     """One checkpoint, its checksum verified; CheckpointError when it is damaged or not one of ours."""
     tensors, metadata = read_tensors(path)

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tubelet import models
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.models._model import Model
 from tubelet.records import ClipSpec
-from tubelet.weights.checkpoint import Checkpoint, newest, read, read_tensors
+from tubelet.weights.checkpoint import Checkpoint, is_ours, newest, read, read_tensors
+from tubelet.weights.fill import fill
 from tubelet.weights.save import FORMAT
 
 
@@ -20,23 +20,50 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Model:
     """The model stored at `path`, in evaluation mode on `device`.
 
     path is a model folder (`config.json` + `model.safetensors`), a run folder (its `model/`, or while the run is unfinished
-    its newest whole checkpoint) or one checkpoint file. Raises CheckpointError for anything else and for weights that do not fit.
+    its newest whole checkpoint), one checkpoint file, or weights in a layout of others (see `weights.foreign`), of which it is
+    said what had to be assumed. Raises CheckpointError for anything else and for weights that do not fit.
     """
     path = Path(path)
     if not path.exists():
-        raise CheckpointError(f"no model at {path}: expected a model folder, a run folder or a checkpoint file")
+        raise CheckpointError(f"no model at {path}: expected a model folder, a run folder or a file of weights")
+    if path.is_file() and path.name == "model.safetensors" and is_folder(path.parent):
+        path = path.parent
     if path.is_file():
-        return _from_checkpoint(read(path), device)
-    if (path / "config.json").is_file():
-        return _load_folder(path, device)
-    if (path / "model" / "config.json").is_file():
-        return _load_folder(path / "model", device)
-    checkpoint = newest(path / "checkpoints", _say)
-    if checkpoint is not None:
-        return _from_checkpoint(checkpoint, device)
-    raise CheckpointError(
-        f"{path} holds no model: expected config.json and model.safetensors, or a run's model/ or checkpoints/"
-    )
+        return _from_checkpoint(read(path), device) if is_ours(path) else _foreign(path, device)
+    for folder in (path, path / "model"):
+        if is_folder(folder):
+            return _load_folder(folder, device)
+    if (path / "checkpoints").is_dir():
+        checkpoint = newest(path / "checkpoints", _say)
+        if checkpoint is not None:
+            return _from_checkpoint(checkpoint, device)
+        raise CheckpointError(f"the run in {path} has no checkpoint yet: wait for its first")
+    return _foreign(path, device)
+
+
+def is_model(path: Path) -> bool:
+    """Whether a path is a model of ours: folder, run or checkpoint."""
+    if path.is_file():
+        return is_ours(path)
+    return is_folder(path) or is_folder(path / "model") or (path / "checkpoints").is_dir()
+
+
+def is_folder(folder: Path) -> bool:
+    """Whether this is a model folder of ours."""
+    try:
+        return "format" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {folder / 'config.json'}: {error}") from error
+
+
+def _foreign(path: Path, device: torch.device | str) -> Model:
+    from tubelet.weights import foreign
+
+    model, account = foreign.read(path)
+    _say(f"{path}: {model.name}, {account.layout} layout; assumed: {account.assumptions()}")
+    return model.to(device)
 
 
 def rebuild(description: dict[str, Any], where: str | Path) -> Model:
@@ -48,22 +75,6 @@ def rebuild(description: dict[str, Any], where: str | Path) -> Model:
         return models.build(description["name"], spec, description["class_names"], **description["options"])
     except (KeyError, TypeError, AttributeError, ConfigError) as error:
         raise CheckpointError(f"{where} does not describe a tubelet model: {error}") from error
-
-
-def fill(model: Model, state: dict[str, Tensor], where: str | Path) -> None:
-    """Copy a state dict into a model; CheckpointError naming every missing, left-over and misshapen weight."""
-    own = model.state_dict()
-    problems = [f"missing {key}" for key in own if key not in state]
-    problems += [f"left over {key}" for key in state if key not in own]
-    problems += [
-        f"{key} is {tuple(state[key].shape)}, wanted {tuple(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
-        raise CheckpointError(f"the weights in {where} are of another model than {model.name}: {shown}")
-    model.load_state_dict(state)
 
 
 # What may differ between a pretrained encoder and the classifier made from it: (only in the source, only in the target).
@@ -97,10 +108,7 @@ def transfer(source: Model, target: Model) -> list[str]:
 
 
 def _load_folder(folder: Path, device: torch.device | str) -> Model:
-    try:
-        description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {folder / 'config.json'}: {error}") from error
+    description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     model = rebuild(description, folder / "config.json")
     state, _ = read_tensors(folder / "model.safetensors")
     fill(model, state, folder)

@@ -1,0 +1,128 @@
+"""`tubelet weights`: what a checkpoint is, and moving it from one layout to another."""
+
+from typing import Literal
+
+from tubelet.cli._print import emit_json, note, table
+
+
+def command(
+    action: Literal["inspect", "convert"],
+    source: str,
+    out: str = "",
+    /,
+    *,
+    to: Literal["tubelet", "huggingface", "original"] = "tubelet",
+    classes: str = "",
+    clip: list[str] | None = None,
+    options: list[str] | None = None,
+    json: bool = False,
+) -> int:
+    """Say what a checkpoint is and whether it loads, or write it in another layout.
+
+    `tubelet weights inspect SOURCE` and `tubelet weights convert SOURCE OUT --to huggingface`.
+
+    Parameters
+    ----------
+    action
+        "inspect" or "convert".
+    source
+        A file or folder of weights: tubelet's own, the original implementations', transformers', a hub id.
+    out
+        What "convert" writes: a folder, or for the original layout a .pth file.
+    to
+        The layout to write.
+    classes
+        Names of the classes in the order of the head: "kinetics400", "ssv2", or a file with one a line.
+    clip
+        What you know better than the files of how clips are cut, for example `--clip frames=32 --clip stride_frames=2`.
+    options
+        Options of the model that the files do not tell, for example `--options heads=6`.
+    json
+        Print JSON.
+    """
+    from tubelet.errors import ConfigError
+    from tubelet.weights import foreign
+
+    given = foreign.Given(classes or None, _pairs(clip, "clip"), _pairs(options, "options"))
+    if action == "inspect":
+        if out:
+            raise ConfigError(f"inspect writes nothing, so what is {out}? Use: tubelet weights inspect SOURCE")
+        return _inspect(source, given, json)
+    if not out:
+        raise ConfigError("nowhere to write to: tubelet weights convert SOURCE OUT --to huggingface")
+    return _convert(source, out, to, given, json)
+
+
+def _inspect(source: str, given: "foreign.Given", json: bool) -> int:  # type: ignore[name-defined] # noqa: F821
+    from tubelet.weights.inspect import inspect
+
+    row = inspect(source, given)
+    if json:
+        emit_json(row)
+        return 0 if row["loads"] else 2
+    clip = row["clip"]
+    facts = {
+        "model": f"{row['name']} (family {row['family']}), {row['params'] / 1e6:.2f} M parameters",
+        "layout": row["layout"],
+        "clips": f"{clip['frames']} frames, stride {clip['stride_frames']}, {clip['size']}x{clip['size']} pixels",
+        "normalised": f"mean {clip['mean']}, std {clip['std']}",
+        "classes": f"{row['classes'] or 'no head'}" + ("" if row["class_names"] or not row["classes"] else ", without names"),
+        "sha256": row["sha256"] or "-",
+        "loads": "yes" if row["loads"] else f"no: {row['problem']}",
+    }
+    table([{"": fact, "what": text} for fact, text in facts.items()])
+    for heading, texts in (("told by", row["inferred"]), ("assumed", row["assumed"])):
+        if texts:
+            print(f"\n{heading}")
+            for fact, text in texts.items():
+                print(f"  {fact}: {text}")
+    for text in row["notes"]:
+        print(f"note: {text}")
+    return 0 if row["loads"] else 2
+
+
+def _convert(source: str, out: str, to: str, given: "foreign.Given", json: bool) -> int:  # type: ignore[name-defined] # noqa: F821
+    from pathlib import Path
+
+    from tubelet.weights import foreign
+    from tubelet.weights.convert import convert, prove
+    from tubelet.weights.files import sha256
+    from tubelet.weights.load import is_model, load_model
+
+    origin: dict[str, object] = {}
+    if is_model(Path(source)):
+        model, before = load_model(source), None
+    else:
+        model, account = foreign.read(source, given)
+        note(f"assumed: {account.assumptions()}")
+        origin = {"converted_from": Path(source).name, "layout": account.layout, "sha256": sha256(account.files)}
+        before = prove(model, account.family, account.layout, Path(source))
+    after = convert(model, out, to, origin)
+    proofs = {"source": before, out: after}
+    if json:
+        emit_json({"out": out, "to": to, **origin, "proofs": {name: vars(proof) for name, proof in proofs.items() if proof}})
+        return 0
+    print(f"wrote {out}")
+    for name, proof in proofs.items():
+        if proof:
+            difference = proof.difference
+            other = (
+                proof.why if difference is None else f"the other implementation differs by at most {difference:.2g} on one clip"
+            )
+            print(f"  {name}: {proof.round_trip} weights come back bit for bit; {other}")
+    return 0
+
+
+def _pairs(words: list[str] | None, flag: str) -> dict[str, object]:
+    """{"frames": 32} of ["frames=32"]."""
+    import yaml
+
+    from tubelet.errors import ConfigError
+
+    found = {}
+    for word in words or []:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise ConfigError(f"--{flag} {word}: it must be NAME=VALUE, for example --clip frames=32")
+        found[name.replace("-", "_")] = yaml.safe_load(value)
+    return found

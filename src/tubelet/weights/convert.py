@@ -1,0 +1,137 @@
+"""Weights move between layouts, and it is proven that nothing was lost on the way.
+
+The way back must give the very bits again, and where the other implementation is installed both sides see the same clip.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from tubelet.errors import CheckpointError
+from tubelet.models._model import Model
+from tubelet.weights import files, layouts
+from tubelet.weights.save import save
+
+TO = ("tubelet", "huggingface", "original")
+
+
+@dataclass(frozen=True)
+class Proof:
+    """round_trip: weights that came back bit for bit; difference: the largest between outputs of both implementations on one clip,
+    None where the other one was not asked, and then `why`."""
+
+    round_trip: int
+    difference: float | None
+    why: str = ""
+
+
+def convert(model: Model, out: str | Path, to: str, origin: Mapping[str, Any] | None = None) -> Proof:
+    """Write a model in a layout, whole or not at all, and prove it: "tubelet" (a model folder), "huggingface" (a folder that
+    transformers loads) or "original" (one .pth file). `origin` is kept in a folder of ours.
+
+    CheckpointError where something is there already, for layouts that the family has not, and where the proof fails.
+    """
+    out = Path(out)
+    if to not in TO:
+        raise CheckpointError(f"--to is {to!r}: it must be one of {', '.join(TO)}")
+    if out.exists():
+        raise CheckpointError(f"{out} is there already: choose another place, nothing is overwritten")
+    if to == "original" and out.suffix not in (".pth", ".pt"):
+        raise CheckpointError(f"the original layout is one file: name it .pth, got {out}")
+    if to == "tubelet":
+        save(model, out, dict(origin or {}))
+        return Proof(len(model.state_dict()), None, "the layout is our own")
+    layout = layouts.of(model, to)
+    state = model.state_dict()
+    assert layout.write is not None
+    theirs = {key: value.detach().cpu().contiguous().clone() for key, value in layout.write(state, model).items()}
+    back = layout.read(theirs)
+    lost = [key for key in state if key not in back or not torch.equal(back[key], state[key].cpu())]
+    lost += [key for key in back if key not in state]
+    if lost:
+        raise CheckpointError(
+            f"{model.name} does not survive the way to {to} and back: {', '.join(lost[:6])}; nothing was written"
+        )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as error:
+        raise CheckpointError(f"cannot write {out}: {error}; nothing was changed") from error
+    try:
+        if to == "original":
+            torch.save({"model": theirs}, draft / out.name)
+            os.replace(draft / out.name, out)
+            return Proof(len(state), None, "the original implementation is no package that can be imported")
+        assert layout.config is not None
+        save_file(theirs, draft / "model.safetensors", {"format": "pt"})
+        _write_json(draft / "config.json", {**layout.config(model), **_labels(model)})
+        _write_json(draft / "preprocessor_config.json", _preprocessor(model, layout.processor))
+        difference, why = _difference(layout, model, draft)
+        os.chmod(draft, 0o755)
+        os.replace(draft, out)
+        return Proof(len(state), difference, why)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"cannot write {out}: {error}; nothing was changed") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def prove(model: Model, family: str, name: str, source: Path) -> Proof:
+    """The same for a model that was read from a foreign file or folder: what was read is written again, and both sides compared."""
+    layout = layouts.known()[family, name]
+    if layout.write is None:
+        return Proof(0, None, f"nothing is written in the {name} layout")
+    read = files.read(source).tensors
+    again = layout.read(layout.write(model.state_dict(), model))
+    same = sum(torch.equal(again[key], value) for key, value in layout.read(read).items())
+    if not source.is_dir():
+        return Proof(same, None, "a file alone, without the config.json that the other implementation reads")
+    difference, why = _difference(layout, model, source)
+    return Proof(same, difference, why)
+
+
+@torch.no_grad()
+def _difference(layout: layouts.Layout, model: Model, folder: Path) -> tuple[float | None, str]:
+    if layout.compare is None:
+        return None, "there is no other implementation that can be imported"
+    try:
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        return layout.compare(model, folder), ""
+    except ImportError as error:
+        return None, f"{error.name or 'the other implementation'} is not installed"
+
+
+def _labels(model: Model) -> dict[str, Any]:
+    names = model.class_names
+    return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}} if names else {}
+
+
+def _preprocessor(model: Model, kind: str) -> dict[str, Any]:
+    spec = model.spec
+    return {
+        "image_processor_type": kind,
+        "do_resize": True,
+        "size": {"shortest_edge": spec.size},
+        "do_center_crop": spec.fit == "crop",
+        "crop_size": {"height": spec.size, "width": spec.size},
+        "resample": 3 if spec.interpolation == "bicubic" else 2,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(spec.mean),
+        "image_std": list(spec.std),
+    }
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False), encoding="utf-8")
