@@ -15,7 +15,7 @@ from tubelet.evaluate.multiview import crops_of, videos, views
 from tubelet.features import fingerprint
 from tubelet.loading import each_view
 from tubelet.models._model import Model
-from tubelet.records import Example
+from tubelet.records import Example, unnamed
 from tubelet.video.decode import probe
 from tubelet.video.guard import run
 
@@ -139,7 +139,10 @@ def _warnings(model: Model, path: str | Path) -> tuple[str, ...]:
         run(str(path), probe, path).frame_count,
         model.spec.frames if model.spec.sampling == "segments" else model.spec.window_frames,
     )
-    if have >= want:
-        return ()
-    how = {"repeat_last": "the last frame was repeated", "loop": "it was looped"}.get(model.spec.short, "")
-    return (f"the video has {have} frames, the clip spans {want}: {how}",)
+    found = []
+    if list(model.class_names) == unnamed(len(model.class_names)):
+        found.append("nobody told this model the names of its classes: convert it with --classes (tubelet weights convert)")
+    if have < want:
+        how = {"repeat_last": "the last frame was repeated", "loop": "it was looped"}.get(model.spec.short, "")
+        found.append(f"the video has {have} frames, the clip spans {want}: {how}")
+    return tuple(found)

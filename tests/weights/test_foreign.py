@@ -12,14 +12,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tubelet import models
+from tubelet.classify import predict
 from tubelet.cli import main
 from tubelet.errors import CheckpointError
 from tubelet.models import videomae
 from tubelet.records import ClipSpec
 from tubelet.weights import foreign
+from tubelet.weights.average import average
 from tubelet.weights.convert import convert
 from tubelet.weights.inspect import inspect
 from tubelet.weights.load import load_model
+from tubelet.weights.save import save
 
 SPEC = ClipSpec(frames=4, size=32)
 SIZES = dict(width=192, depth=2, heads=3, decoder_width=192, decoder_depth=1, decoder_heads=3)
@@ -245,3 +248,69 @@ def test_convert_overwrites_nothing_and_names_what_it_cannot(tmp_path: Path) -> 
     ):
         convert(models.build("single_frame", SPEC, ("a",), width=8), tmp_path / "folder", "huggingface")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["there"]
+
+
+def test_predictions_of_a_model_without_class_names_say_so(motion_folder: Path, tmp_path: Path) -> None:
+    torch.save({"model": original(), "args": argparse.Namespace(num_frames=4, input_size=32)}, tmp_path / "file.pth")
+    video = next(motion_folder.rglob("*.mp4"))
+    answer = predict(load_model(tmp_path / "file.pth"), video, clips=1)
+    assert any("nobody told this model the names of its classes" in warning for warning in answer.warnings)
+    assert not predict(model(), video, clips=1).warnings
+
+
+@pytest.mark.parametrize(("name", "count", "some"), [
+    ("kinetics400", 400, {0: "abseiling", 5: "archery", 399: "zumba"}),
+    ("ssv2", 174, {0: "Approaching something with your camera", 93: "Pushing something from left to right",
+                   94: "Pushing something from right to left", 173: "Wiping something off of something"}),
+])  # fmt: skip
+def test_class_lists_ship(name: str, count: int, some: dict[int, str]) -> None:
+    names = foreign.class_list(name)
+    assert len(names) == len(set(names)) == count and {number: names[number] for number in some} == some
+
+
+def test_a_hub_id_comes_from_the_cache_with_its_revision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A cache as huggingface_hub keeps it, made by hand; there is no network in tests."""
+    pytest.importorskip("huggingface_hub", reason="huggingface_hub (extra [hf]) is not installed")
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    folder = tmp_path / "models--someone--videomae" / "snapshots" / revision
+    convert(model(), folder, "huggingface")
+    refs = tmp_path / "models--someone--videomae" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text(revision)
+    monkeypatch.chdir(tmp_path)
+    for hub_id in ("someone/videomae", f"someone/videomae@{revision}"):
+        loaded = load_model(hub_id)
+        assert loaded.class_names == ("b", "a") and f"{hub_id}: revision {revision}" in capsys.readouterr().err
+    for missing in ("someone/else", "someone/videomae@v2"):
+        with pytest.raises(CheckpointError, match=f"no model at {missing}: .*the hub cannot be reached"):
+            load_model(missing)
+
+
+def test_the_average_of_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = []
+    for number in range(3):
+        made.append(model())
+        torch.manual_seed(number)
+        for parameter in made[-1].parameters():
+            torch.nn.init.normal_(parameter)
+        save(made[-1], tmp_path / str(number))
+    paths = [str(tmp_path / str(number)) for number in range(3)]
+    states = [one.state_dict() for one in made]
+    for decay, weights in ((None, (1 / 3, 1 / 3, 1 / 3)), (0.9, (0.81, 0.09, 0.1))):
+        mean = average(paths, decay).state_dict()
+        for name in mean:
+            wanted = sum(weight * state[name].double() for weight, state in zip(weights, states, strict=True))
+            torch.testing.assert_close(mean[name], wanted.float(), rtol=1e-6, atol=1e-6)
+    assert main(["weights", "average", *paths, str(tmp_path / "mean")]) == 0
+    assert load_model(tmp_path / "mean").class_names == ("b", "a")
+    save(model(("a", "b")), tmp_path / "other")
+    assert main(["weights", "average", paths[0], str(tmp_path / "other"), str(tmp_path / "none")]) == 2
+    assert "has another class_names than" in capsys.readouterr().err and not (tmp_path / "none").exists()
+    assert main(["weights", "average", paths[0], str(tmp_path / "none")]) == 2
+    assert "tubelet weights average RUN RUN ... OUT" in capsys.readouterr().err

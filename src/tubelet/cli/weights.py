@@ -6,29 +6,29 @@ from tubelet.cli._print import emit_json, note, table
 
 
 def command(
-    action: Literal["inspect", "convert"],
-    source: str,
-    out: str = "",
+    action: Literal["inspect", "convert", "average"],
     /,
-    *,
+    *paths: str,
     to: Literal["tubelet", "huggingface", "original"] = "tubelet",
     classes: str = "",
     clip: list[str] | None = None,
     options: list[str] | None = None,
+    decay: float | None = None,
     json: bool = False,
 ) -> int:
-    """Say what a checkpoint is and whether it loads, or write it in another layout.
+    """Say what a checkpoint is and whether it loads, write it in another layout, or average several.
 
-    `tubelet weights inspect SOURCE` and `tubelet weights convert SOURCE OUT --to huggingface`.
+    `tubelet weights inspect SOURCE`, `tubelet weights convert SOURCE OUT --to huggingface` and
+    `tubelet weights average RUN RUN ... OUT`. A source is a file or folder of weights (tubelet's own, the original
+    implementations', transformers', torchvision's) or a hub id (`org/name`, `org/name@revision`). Nothing in a file is ever run,
+    and a model whose weights do not all fit is refused.
 
     Parameters
     ----------
     action
-        "inspect" or "convert".
-    source
-        A file or folder of weights: tubelet's own, the original implementations', transformers', a hub id.
-    out
-        What "convert" writes: a folder, or for the original layout a .pth file.
+        "inspect", "convert" or "average".
+    paths
+        The source or sources, then, but for "inspect", what is written: a folder, or for the original layout a .pth file.
     to
         The layout to write.
     classes
@@ -37,20 +37,38 @@ def command(
         What you know better than the files of how clips are cut, for example `--clip frames=32 --clip stride_frames=2`.
     options
         Options of the model that the files do not tell, for example `--options heads=6`.
+    decay
+        For "average": a moving average in the order of the models, in place of their mean.
     json
         Print JSON.
     """
     from tubelet.errors import ConfigError
     from tubelet.weights import foreign
 
+    if action == "average":
+        if len(paths) < 3:
+            raise ConfigError("too few paths: tubelet weights average RUN RUN ... OUT")
+        return _average(paths[:-1], paths[-1], decay, json)
+    if len(paths) != (1 if action == "inspect" else 2):
+        out = " OUT --to huggingface" if action == "convert" else ""
+        raise ConfigError(f"got {len(paths)} paths: tubelet weights {action} SOURCE{out}")
     given = foreign.Given(classes or None, _pairs(clip, "clip"), _pairs(options, "options"))
     if action == "inspect":
-        if out:
-            raise ConfigError(f"inspect writes nothing, so what is {out}? Use: tubelet weights inspect SOURCE")
-        return _inspect(source, given, json)
-    if not out:
-        raise ConfigError("nowhere to write to: tubelet weights convert SOURCE OUT --to huggingface")
+        return _inspect(paths[0], given, json)
+    source, out = paths
     return _convert(source, out, to, given, json)
+
+
+def _average(sources: tuple[str, ...], out: str, decay: float | None, json: bool) -> int:
+    from tubelet.weights.average import average
+    from tubelet.weights.convert import convert
+
+    convert(average(sources, decay), out, "tubelet", {"average_of": list(sources), "decay": decay})
+    if json:
+        emit_json({"out": out, "average_of": list(sources), "decay": decay})
+    else:
+        print(f"wrote {out}: the average of {len(sources)} models")
+    return 0
 
 
 def _inspect(source: str, given: "foreign.Given", json: bool) -> int:  # type: ignore[name-defined] # noqa: F821
@@ -82,21 +100,20 @@ def _inspect(source: str, given: "foreign.Given", json: bool) -> int:  # type: i
 
 
 def _convert(source: str, out: str, to: str, given: "foreign.Given", json: bool) -> int:  # type: ignore[name-defined] # noqa: F821
-    from pathlib import Path
-
     from tubelet.weights import foreign
     from tubelet.weights.convert import convert, prove
     from tubelet.weights.files import sha256
-    from tubelet.weights.load import is_model, load_model
+    from tubelet.weights.load import is_model, load_model, located
 
     origin: dict[str, object] = {}
-    if is_model(Path(source)):
+    place = located(source)
+    if is_model(place):
         model, before = load_model(source), None
     else:
-        model, account = foreign.read(source, given)
+        model, account = foreign.read(place, given)
         note(f"assumed: {account.assumptions()}")
-        origin = {"converted_from": Path(source).name, "layout": account.layout, "sha256": sha256(account.files)}
-        before = prove(model, account.family, account.layout, Path(source))
+        origin = {"converted_from": source, "layout": account.layout, "sha256": sha256(account.files)}
+        before = prove(model, account.family, account.layout, place)
     after = convert(model, out, to, origin)
     proofs = {"source": before, out: after}
     if json:

@@ -9,7 +9,7 @@ from tubelet import models
 from tubelet.errors import TubeletError
 from tubelet.records import ClipSpec, unnamed
 from tubelet.weights import files, foreign
-from tubelet.weights.load import is_model, load_model
+from tubelet.weights.load import is_model, load_model, located
 
 
 def inspect(path: str | Path, given: foreign.Given = foreign.Given()) -> dict[str, Any]:  # noqa: B008 (frozen)
@@ -18,7 +18,7 @@ def inspect(path: str | Path, given: foreign.Given = foreign.Given()) -> dict[st
 
     CheckpointError for what is no weights, or of a layout that nobody knows.
     """
-    path = Path(path)
+    path = located(path)
     if is_model(path):
         model = load_model(path)
         family = models.variants()[model.name].__name__.rpartition(".")[2]

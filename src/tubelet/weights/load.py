@@ -12,6 +12,7 @@ from tubelet.errors import CheckpointError, ConfigError
 from tubelet.models._model import Model
 from tubelet.records import ClipSpec
 from tubelet.weights.checkpoint import Checkpoint, is_ours, newest, read, read_tensors
+from tubelet.weights.fetch import fetch, is_hub_id
 from tubelet.weights.fill import fill
 from tubelet.weights.save import FORMAT
 
@@ -23,9 +24,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Model:
     its newest whole checkpoint), one checkpoint file, or weights in a layout of others (see `weights.foreign`), of which it is
     said what had to be assumed. Raises CheckpointError for anything else and for weights that do not fit.
     """
-    path = Path(path)
-    if not path.exists():
-        raise CheckpointError(f"no model at {path}: expected a model folder, a run folder or a file of weights")
+    path = located(path)
     if path.is_file() and path.name == "model.safetensors" and is_folder(path.parent):
         path = path.parent
     if path.is_file():
@@ -39,6 +38,20 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Model:
             return _from_checkpoint(checkpoint, device)
         raise CheckpointError(f"the run in {path} has no checkpoint yet: wait for its first")
     return _foreign(path, device)
+
+
+def located(path: str | Path) -> Path:
+    """Where a model lies: the path itself, or what a hub id was fetched to. CheckpointError where there is nothing."""
+    path = Path(path)
+    if path.exists():
+        return path
+    if is_hub_id(path):
+        folder, revision = fetch(str(path))
+        _say(f"{path}: revision {revision}")
+        return folder
+    raise CheckpointError(
+        f"no model at {path}: expected a model folder, a run folder, a file of weights or a hub id (org/name)"
+    )
 
 
 def is_model(path: Path) -> bool:
