@@ -29,9 +29,7 @@ def average(paths: Sequence[str | Path], decay: float | None = None) -> Model:
         model = load_model(path)
         other = [name for name, value in describe(first).items() if describe(model)[name] != value]
         if other:
-            raise CheckpointError(
-                f"{path} has another {' and '.join(other)} than {paths[0]}: only equal ones average"
-            )
+            raise CheckpointError(f"{path} has another {' and '.join(other)} than {paths[0]}: only equal ones average")
         share = 1 / number if decay is None else 1 - decay
         for name, value in model.state_dict().items():
             sums[name] = sums[name].lerp(value.double(), share) if value.is_floating_point() else value

@@ -121,7 +121,12 @@ def transfer(source: Model, target: Model) -> list[str]:
 
 
 def _load_folder(folder: Path, device: torch.device | str) -> Model:
+    """Of ours: weights, or a graph that was exported."""
     description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if "exported" in description:
+        from tubelet.weights.exported import open_folder
+
+        return open_folder(folder, device)
     model = rebuild(description, folder / "config.json")
     state, _ = read_tensors(folder / "model.safetensors")
     fill(model, state, folder)

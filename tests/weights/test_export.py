@@ -1,0 +1,125 @@
+"""Exported graphs beside the models they came from, through the runtimes that deploy them."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tubelet import models
+from tubelet.classify import predict
+from tubelet.cli import main
+from tubelet.errors import CheckpointError, ConfigError, MissingExtraError
+from tubelet.features import embed_video, fingerprint
+from tubelet.models._model import Model
+from tubelet.records import ClipSpec
+from tubelet.weights.export import compare, export, noise
+from tubelet.weights.load import load_model
+from tubelet.weights.save import save
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the exporters' own
+
+SPEC = ClipSpec(frames=4, size=32)
+NEEDS = {"torch": "torch", "onnx": "onnxruntime", "openvino": "openvino"}
+KINDS = [
+    pytest.param(to, marks=pytest.mark.skipif(importlib.util.find_spec(needs) is None, reason=f"{needs} is not installed"))
+    for to, needs in NEEDS.items()
+]
+
+
+def model(classes: tuple[str, ...] = ("a", "b", "c")) -> Model:
+    torch.manual_seed(0)
+    made = models.build("videomae_tiny", SPEC, classes, width=48, depth=2, heads=2, decoder=False)
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return made.eval()
+
+
+@pytest.mark.parametrize("to", KINDS)
+def test_an_exported_model_answers_as_the_model_does(to: str, motion_folder: Path, tmp_path: Path) -> None:
+    made = model()
+    parity = export(made, tmp_path / "out", to)
+    assert parity.difference < 1e-4 and parity.agreement == 1
+    graph = load_model(tmp_path / "out")
+    assert (graph.class_names, graph.spec, graph.name) == (made.class_names, made.spec, made.name)
+    for batch in (1, 3):
+        frames = torch.stack(noise(made, batch))
+        with torch.no_grad():
+            ours, theirs = made(frames), graph(frames)
+        torch.testing.assert_close(theirs["logits"].softmax(-1), ours["logits"].softmax(-1), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(theirs["embedding"], ours["embedding"], rtol=1e-4, atol=1e-4)
+    video = next(motion_folder.rglob("*.mp4"))
+    answers = [predict(side, video, clips=2) for side in (made, graph)]
+    assert [name for name, _ in answers[0].top] == [name for name, _ in answers[1].top]
+    np.testing.assert_allclose(*([p for _, p in answer.top] for answer in answers), atol=1e-5)
+    torch.testing.assert_close(embed_video(graph, video), embed_video(made, video), rtol=1e-3, atol=1e-4)
+    assert fingerprint(graph) != fingerprint(made)
+
+
+@pytest.mark.parametrize("to", KINDS)
+def test_models_without_classes_and_of_one_clip_at_a_time(to: str, tmp_path: Path) -> None:
+    made = model(())
+    assert export(made, tmp_path / "out", to, dynamic_batch=False).agreement is None
+    graph, frames = load_model(tmp_path / "out"), torch.stack(noise(made, 3))
+    with torch.no_grad():
+        out = graph(frames)
+        torch.testing.assert_close(out["embedding"], made(frames)["embedding"], rtol=1e-4, atol=1e-4)
+    assert "logits" not in out
+
+
+def test_weights_in_8_bits(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime (extra [export]) is not installed")
+    made = model()
+    with torch.no_grad():
+        made.head.weight.mul_(10)  # chances that differ, as of a model that was taught
+    clips = noise(made, 8)
+    parity = export(
+        made, tmp_path / "int8", "onnx", int8=True, clips=clips, labels=[made(c[None])["logits"].argmax() for c in clips]
+    )
+    export(made, tmp_path / "float", "onnx")
+    assert 0 < parity.difference < 0.1 and parity.agreement is not None and parity.agreement >= 0.99
+    assert parity.accuracy == (1.0, 1.0)
+    sizes = [(tmp_path / name / "model.onnx").stat().st_size for name in ("int8", "float")]
+    assert sizes[0] < 0.6 * sizes[1]
+
+
+def test_a_graph_of_another_model_is_found_out() -> None:
+    other = model()
+    with torch.no_grad():
+        other.head.bias.add_(torch.tensor([3.0, 0.0, -3.0]))
+    assert compare(model(), other, noise(other)).difference > 0.1
+    assert compare(model(), model(), noise(other), labels=[0] * 8).difference == 0
+
+
+def test_the_command(motion_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    classes = tuple(sorted(path.name for path in motion_folder.iterdir() if path.is_dir()))
+    save(model(classes), tmp_path / "model")
+    words = ["export", str(tmp_path / "model"), str(tmp_path / "out"), "--to", "torch"]
+    assert main([*words, "--check", str(motion_folder), "--limit", "6", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["clips"] == 6 and said["difference"] < 1e-4 and said["accuracy"][0] == said["accuracy"][1]
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["exported"]["parity"]["clips"] == 6
+    assert main(words) == 2
+    assert "is there already" in capsys.readouterr().err
+    video = next(motion_folder.rglob("*.mp4"))
+    assert main(["predict", str(tmp_path / "out"), str(video)]) == 0
+    assert classes[0] in capsys.readouterr().out
+    (tmp_path / "out" / "model.pt2").write_bytes(b"damaged")
+    assert main(["predict", str(tmp_path / "out"), str(video)]) == 2
+    assert "model.pt2 cannot be opened" in capsys.readouterr().err
+
+
+def test_what_cannot_be_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="must be one of torch, onnx, openvino"):
+        export(model(), tmp_path / "out", "caffe")
+    with pytest.raises(ConfigError, match="--int8 is for --to onnx"):
+        export(model(), tmp_path / "out", "torch", int8=True)
+    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'tubelet\[openvino\]'"):
+        export(model(), tmp_path / "out", "openvino")
+    monkeypatch.setattr("tubelet.weights.export.LARGEST", {False: -1.0, True: 0.1})
+    with pytest.raises(CheckpointError, match="the graph differs from the model by .*: nothing was written"):
+        export(model(), tmp_path / "out", "torch")
+    assert list(tmp_path.iterdir()) == []
