@@ -28,7 +28,7 @@ from tubelet.show._sheet import pick
 from tubelet.show.contact_sheet import contact_sheet
 from tubelet.show.saturation import saturation
 from tubelet.train.config import TrainConfig
-from tubelet.weights.load import fill as fill_weights
+from tubelet.weights.fill import fill as fill_weights
 from tubelet.weights.load import load_model
 
 Say = Callable[[str], None]

@@ -63,7 +63,7 @@ def cost(model: Model, mask: torch.Tensor | None = None) -> dict[str, Any]:
     """
     device = "meta" if mask is None else "cpu"
     with torch.device(device):
-        twin = build_like(model).eval()
+        twin = build_like(model).eval().requires_grad_(False)
     frames = torch.zeros(1, model.spec.frames, 3, model.spec.size, model.spec.size, dtype=torch.uint8, device=device)
     # The fused CPU attention kernel is not in the counter's table; the plain one is matrix products.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

@@ -58,7 +58,7 @@ class Conv(nn.Conv3d):
         if not self.repeated:
             return super().forward(x)
         x = F.pad(x, (0, 0, 0, 0, self.repeated, self.repeated), mode="replicate")
-        return F.conv3d(x, self.weight, None, self.stride, (0, *self.padding[1:]))  # type: ignore[arg-type]
+        return F.conv3d(x, self.weight, None, self.stride, (0, *self.padding[1:]))
 
 
 # ResNet-50 -----------------------------------------------------------------------------------------------------------

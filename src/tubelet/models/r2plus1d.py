@@ -30,10 +30,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 # The statistics of Kinetics that torchvision's weights were trained with.
-KINETICS = dict(mean=(0.43216, 0.394666, 0.37645), std=(0.22803, 0.22145, 0.216989))
+MEAN, STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
 CLIPS = {
-    "r2plus1d_18": ClipSpec(frames=16, size=112, stride_frames=2, **KINETICS),
-    "r2plus1d_34": ClipSpec(frames=32, size=112, stride_frames=1, **KINETICS),
+    "r2plus1d_18": ClipSpec(frames=16, size=112, stride_frames=2, mean=MEAN, std=STD),
+    "r2plus1d_34": ClipSpec(frames=32, size=112, stride_frames=1, mean=MEAN, std=STD),
 }
 
 
