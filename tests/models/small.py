@@ -32,7 +32,7 @@ UNTAUGHT: dict[str, tuple[str, ...]] = {
     "r2plus1d": (SPEC, dict(width=8)),
     "nonlocal_net": (SPEC, dict(net_options=dict(width=8))),
     "raft": (SPEC, dict(updates=2)),
-    "two_stream": (SPEC, dict(width=8)),
+    "two_stream": (ClipSpec(frames=4, size=64), dict(width=8)),  # batch norm of one clip needs more than 1x1 cells
 }
 
 
