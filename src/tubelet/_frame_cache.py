@@ -55,7 +55,9 @@ class FrameCache:
             with self._lock:
                 self.check(self.used_bytes + size)
                 self.used_bytes += size
-            settings = dict(short_side=self.short_side, interpolation=self.interpolation, approximate=self.approximate)
+            settings: dict[str, Any] = dict(
+                short_side=self.short_side, interpolation=self.interpolation, approximate=self.approximate
+            )
             return run(path, decode, path, more_bytes=size, **settings)
         except VideoError:
             return None  # the caller meets the same error, or reads the part that is whole

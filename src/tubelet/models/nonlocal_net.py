@@ -90,7 +90,8 @@ class NonLocalNet(_trunk.TrunkModel):
     ) -> None:  # fmt: skip
         choose(net, [*i3d.VARIANTS, *r2plus1d.VARIANTS], "net")
         choose(kind, KINDS, "kind")
-        options: dict[str, Any] = dict(net=net, after=[*after], kind=kind, subsample=subsample, norm=norm, net_options=dict(net_options or {}))
+        options: dict[str, Any] = dict(net=net, after=[*after], kind=kind, subsample=subsample, norm=norm)
+        options["net_options"] = dict(net_options or {})
         plain = build_net(net, spec, **options["net_options"])
         assert isinstance(plain, _trunk.TrunkModel)
         trunk = plain.trunk

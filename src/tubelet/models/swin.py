@@ -90,8 +90,8 @@ class WindowAttention(nn.Module):
         for (t, cut_t), (h, cut_h), (w, cut_w) in product(*kinds):
             here, cut = (slice(None), t, h, w), (cut_t, cut_h, cut_w)
             seen = bias.masked_fill(self._table(x.device, severed, window, shift, cut), -torch.inf) if any(cut) else bias
-            of_kind = (part[here].flatten(0, 3) for part in (q, k, v))
-            out[here] = attend(*of_kind, bias=seen).view(v[here].shape)
+            queries, keys, values = (part[here].flatten(0, 3) for part in (q, k, v))
+            out[here] = attend(queries, keys, values, seen).view(v[here].shape)
         y = _join(self.proj(out.transpose(-3, -2).flatten(-2)), counts, window)
         y = y.roll(shift, dims=(1, 2, 3)) if any(shift) else y
         return y[:, : x.shape[1], : x.shape[2], : x.shape[3]]
