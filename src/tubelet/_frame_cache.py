@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tubelet.errors import ConfigError, VideoError
 from tubelet.records import Clip, Example, Interpolation

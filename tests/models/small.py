@@ -19,6 +19,12 @@ SMALL: dict[str, tuple[ClipSpec, dict[str, object]]] = {
     "c3d": (ClipSpec(frames=16, size=32), dict(channels=4, hidden=16)),
     "cnn_lstm": (SPEC, dict(channels=4, hidden=12)),
     "cnn3d_lstm_resnet18": (SPEC, dict(channels=4, hidden=12, window=2)),
+    "i3d": (SPEC, dict(width=8)),
+    "i3d_inception": (ClipSpec(frames=8, size=48), dict(width=8)),
+    "r2plus1d": (SPEC, dict(width=8)),
+    "nonlocal_net": (SPEC, dict(net_options=dict(width=8))),
+    "raft": (SPEC, dict(updates=2)),
+    "two_stream": (ClipSpec(frames=4, size=64), dict(width=8)),  # batch norm of one clip needs more than 1x1 cells
     "mvit": (SPEC, dict(width=16, heads=2, blocks=(1, 2), kv_stride=2)),
     "swin": (SPEC, dict(width=16, heads=2, blocks=(2, 2), window=(2, 3, 3))),
     "vjepa2": (SPEC, dict(width=24, depth=2, heads=2, patch=8, pooler_depth=1)),
@@ -27,12 +33,6 @@ SMALL: dict[str, tuple[ClipSpec, dict[str, object]]] = {
 # Weights that logits do not depend on. MViT classifies its cls token: what only moves the other queries of the last block.
 UNTAUGHT: dict[str, tuple[str, ...]] = {
     "mvit": ("blocks.2.attn.pool_q.conv.weight", *(f"blocks.2.attn.rel_{axis}" for axis in "thw")),
-    "i3d": (SPEC, dict(width=8)),
-    "i3d_inception": (ClipSpec(frames=8, size=48), dict(width=8)),
-    "r2plus1d": (SPEC, dict(width=8)),
-    "nonlocal_net": (SPEC, dict(net_options=dict(width=8))),
-    "raft": (SPEC, dict(updates=2)),
-    "two_stream": (ClipSpec(frames=4, size=64), dict(width=8)),  # batch norm of one clip needs more than 1x1 cells
 }
 
 
