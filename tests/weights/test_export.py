@@ -11,6 +11,7 @@ import torch
 from tubelet import models
 from tubelet.classify import predict
 from tubelet.cli import main
+from tubelet.datasets import read_many
 from tubelet.errors import CheckpointError, ConfigError, MissingExtraError
 from tubelet.features import embed_video, fingerprint
 from tubelet.models._model import Model
@@ -94,7 +95,7 @@ def test_a_graph_of_another_model_is_found_out() -> None:
 
 
 def test_the_command(motion_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    classes = tuple(sorted(path.name for path in motion_folder.iterdir() if path.is_dir()))
+    classes = read_many([str(motion_folder)]).classes
     save(model(classes), tmp_path / "model")
     words = ["export", str(tmp_path / "model"), str(tmp_path / "out"), "--to", "torch"]
     assert main([*words, "--check", str(motion_folder), "--limit", "6", "--json"]) == 0

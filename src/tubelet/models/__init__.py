@@ -71,13 +71,13 @@ def cost(model: Model, mask: torch.Tensor | None = None) -> dict[str, Any]:
     return {"params": sum(p.numel() for p in model.parameters()), "gmacs": counter.get_total_flops() / 2e9}
 
 
-def list_models(spec: ClipSpec | None = None) -> list[dict[str, Any]]:
-    """One row a variant as its paper prints it, a classifier of 400 classes if it says no other number, of the clips of its paper
-    or of `spec`: name, family, params, gmacs, receptive_field ([frames, rows, columns] or None), attended_pairs (int or None),
+def list_models() -> list[dict[str, Any]]:
+    """One row a variant as its paper prints it, a classifier of 400 classes if it says no other number, of the clips of its paper:
+    name, family, params, gmacs, receptive_field ([frames, rows, columns] or None), attended_pairs (int or None),
     frames, stride_frames, size, paper."""
     rows = []
     for name, family in variants().items():
-        clip = spec or clip_of(name)
+        clip = clip_of(name)
         classes = getattr(family, "CLASSES", CLASSES_OF_THE_TABLE)
         with torch.device("meta"):
             model = build(name, clip, [str(i) for i in range(classes)])
