@@ -127,3 +127,9 @@ def test_its_reach_is_one_of_the_two(name: str) -> None:
     field, pairs = model.receptive_field(), model.attended_pairs()
     assert (field is not None) + (pairs is not None) == 1
     assert all(number >= 1 for number in field or [pairs])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_its_cost_is_counted(name: str) -> None:
+    bare, classifier = models.cost(small(name)), models.cost(small(name, ("a", "b", "c")))
+    assert 0 < bare["gmacs"] < classifier["gmacs"] and 0 < bare["params"]

@@ -120,10 +120,10 @@ class Pooler(nn.Module):
         """(B,N,D) -> (B,D)."""
         for block in self.blocks:
             tokens = block(tokens)
-        query = self.query.expand(tokens.shape[0], -1, -1)
-        q, (k, v) = self.q(query), self.kv(self.norm1(tokens)).chunk(2, dim=-1)
+        k, v = self.kv(self.norm1(tokens)).chunk(2, dim=-1)
+        q = self.q(self.query).expand(tokens.shape[0], -1, -1)  # as it was learned, without a norm
         q, k, v = (_heads(part, self.heads) for part in (q, k, v))
-        x = query + attend(q, k, v).transpose(1, 2).flatten(2)  # no projection here
+        x = self.query + attend(q, k, v).transpose(1, 2).flatten(2)  # no projection here
         return (x + self.mlp(self.norm2(x)))[:, 0]
 
 
