@@ -22,7 +22,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from tubelet.errors import VideoError
-from tubelet.video._index import Index, read_index
+from tubelet.video._index import Index, decoded_seconds, read_index
 from tubelet.video._pyav import all_frames
 
 LEAST_TICKS = 10_000  # a second: repeated times are set apart by one tick
@@ -192,7 +192,7 @@ def _stream(
 
 def _verify(path: str, out: Path, seconds: np.ndarray, lost: int) -> None:
     """Decode all of what lies on the disk: every frame must be there, at its time."""
-    found = read_index(str(out), certain=True).seconds
+    found = decoded_seconds(str(out))
     if lost or len(found) != len(seconds):
         raise VideoError(f"{path}: cannot be encoded again ({len(found) - lost} of {len(seconds)} frames came back)")
     off = float(np.abs(found - seconds).max())
