@@ -9,7 +9,7 @@ def command(
     action: Literal["inspect", "convert", "average"],
     /,
     *paths: str,
-    to: Literal["tubelet", "huggingface", "original"] = "tubelet",
+    to: Literal["tubelet", "huggingface", "original", "torchvision"] = "tubelet",
     classes: str = "",
     clip: list[str] | None = None,
     options: list[str] | None = None,
@@ -28,7 +28,7 @@ def command(
     action
         "inspect", "convert" or "average".
     paths
-        The source or sources, then, but for "inspect", what is written: a folder, or for the original layout a .pth file.
+        The source or sources, then, but for "inspect", what is written: a folder, or for "original" and "torchvision" a .pth file.
     to
         The layout to write.
     classes

@@ -20,7 +20,7 @@ from tubelet.models._model import Model
 from tubelet.weights import files, layouts
 from tubelet.weights.save import save
 
-TO = ("tubelet", "huggingface", "original")
+TO = ("tubelet", "huggingface", "original", "torchvision")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Proof:
 
 def convert(model: Model, out: str | Path, to: str, origin: Mapping[str, Any] | None = None) -> Proof:
     """Write a model in a layout, whole or not at all, and prove it: "tubelet" (a model folder), "huggingface" (a folder that
-    transformers loads) or "original" (one .pth file). `origin` is kept in a folder of ours.
+    transformers loads), "original" or "torchvision" (one .pth file). `origin` is kept in a folder of ours.
 
     CheckpointError where something is there already, for layouts that the family has not, and where the proof fails.
     """
@@ -44,12 +44,17 @@ def convert(model: Model, out: str | Path, to: str, origin: Mapping[str, Any] | 
         raise CheckpointError(f"--to is {to!r}: it must be one of {', '.join(TO)}")
     if out.exists():
         raise CheckpointError(f"{out} is there already: choose another place, nothing is overwritten")
-    if to == "original" and out.suffix not in (".pth", ".pt"):
-        raise CheckpointError(f"the original layout is one file: name it .pth, got {out}")
+    one_file = to in ("original", "torchvision")
+    if one_file and out.suffix not in (".pth", ".pt"):
+        raise CheckpointError(f"the {to} layout is one file: name it .pth, got {out}")
     if to == "tubelet":
         save(model, out, dict(origin or {}))
         return Proof(len(model.state_dict()), None, "the layout is our own")
     layout = layouts.of(model, to)
+    if layout.config is not None and layouts.interpolation(model):
+        raise CheckpointError(
+            f"{model.name} cannot be written in the layout {to!r}: {layouts.interpolation(model)}, which its config.json cannot say"
+        )
     state = model.state_dict()
     assert layout.write is not None
     theirs = {key: value.detach().cpu().contiguous().clone() for key, value in layout.write(state, model).items()}
@@ -66,14 +71,16 @@ def convert(model: Model, out: str | Path, to: str, origin: Mapping[str, Any] | 
     except OSError as error:
         raise CheckpointError(f"cannot write {out}: {error}; nothing was changed") from error
     try:
-        if to == "original":
-            torch.save({"model": theirs}, draft / out.name)
+        if one_file:
+            torch.save({layout.container: theirs} if layout.container else theirs, draft / out.name)
             os.replace(draft / out.name, out)
-            return Proof(len(state), None, "the original implementation is no package that can be imported")
+            return Proof(len(state), None, "no other implementation is asked: it would not build a model from one file")
         assert layout.config is not None
         save_file(theirs, draft / "model.safetensors", {"format": "pt"})
         _write_json(draft / "config.json", {**layout.config(model), **_labels(model)})
-        _write_json(draft / "preprocessor_config.json", _preprocessor(model, layout.processor))
+        kind = "video" if layout.processor.endswith("VideoProcessor") else "image"
+        name = "video_preprocessor_config.json" if kind == "video" else "preprocessor_config.json"
+        _write_json(draft / name, {f"{kind}_processor_type": layout.processor, **_preprocessor(model)})
         difference, why = _difference(layout, model, draft)
         os.chmod(draft, 0o755)
         os.replace(draft, out)
@@ -94,6 +101,8 @@ def prove(model: Model, family: str, name: str, source: Path) -> Proof:
     same = sum(torch.equal(again[key], value) for key, value in layout.read(read).items())
     if not source.is_dir():
         return Proof(same, None, "a file alone, without the config.json that the other implementation reads")
+    if layouts.interpolation(model):
+        return Proof(same, None, layouts.interpolation(model) + ", which others do otherwise or not at all")
     difference, why = _difference(layout, model, source)
     return Proof(same, difference, why)
 
@@ -116,10 +125,9 @@ def _labels(model: Model) -> dict[str, Any]:
     return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}} if names else {}
 
 
-def _preprocessor(model: Model, kind: str) -> dict[str, Any]:
+def _preprocessor(model: Model) -> dict[str, Any]:
     spec = model.spec
     return {
-        "image_processor_type": kind,
         "do_resize": True,
         "size": {"shortest_edge": spec.size},
         "do_center_crop": spec.fit == "crop",
@@ -127,6 +135,7 @@ def _preprocessor(model: Model, kind: str) -> dict[str, Any]:
         "resample": 3 if spec.interpolation == "bicubic" else 2,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
+        "offset": False,  # ViViT's would be on
         "do_normalize": True,
         "image_mean": list(spec.mean),
         "image_std": list(spec.std),

@@ -52,15 +52,19 @@ def look(path: str | Path, given: Given = Given()) -> tuple[Account, files.Sourc
     """What a foreign file or folder is; CheckpointError for weights of an unknown layout, and for class names that do not fit."""
     source = files.read(path)
     family, name = layouts.recognise(source.tensors, path)
-    found = layouts.known()[family, name].describe(source.tensors, source.config)
+    try:
+        found = layouts.known()[family, name].describe(source.tensors, source.config)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} ({family}, {name} layout): {error}") from error
     _preprocessing(found, source.processor)
     found.clip |= given.clip
     found.options |= given.options
     for fact in (*given.clip, *given.options):
         found.inferred[fact] = "given"
         found.assumed.pop(fact, None)
+    _as_published(found)
     names = _class_names(found, source.config, given.classes, path)
-    return Account(str(path), name, family, found, names, source.notes, source.files), source
+    return Account(str(path), name, family, found, names, [*source.notes, *found.notes], source.files), source
 
 
 def read(path: str | Path, given: Given = Given()) -> tuple[Model, Account]:
@@ -77,16 +81,20 @@ def read(path: str | Path, given: Given = Given()) -> tuple[Model, Account]:
             f"--options {unknown[0]}=..."
         )
     try:
-        spec = ClipSpec.from_dict(ClipSpec().to_dict() | found.clip)
-        model = models.build(found.name, spec, account.class_names, **found.options)
-    except ConfigError as error:
+        model = models.build(found.name, ClipSpec.from_dict(found.clip), account.class_names, **found.options)
+        state = layouts.known()[account.family, account.layout].read(source.tensors)
+    except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{path} looks like {found.name} ({account.layout} layout), but {error}") from error
-    fill(model, layouts.known()[account.family, account.layout].read(source.tensors), path)
+    fill(model, state, path)
+    interpolated = layouts.interpolation(model)
+    if interpolated:
+        found.notes.append(interpolated)
+        account.notes.append(interpolated)
     return model.eval(), account
 
 
 def _preprocessing(found: layouts.Description, processor: Mapping[str, Any]) -> None:
-    """Size, mean and std as a preprocessor's file says them, else as published with the family."""
+    """Size, mean and std as a preprocessor's file says them."""
     size = processor.get("crop_size", processor.get("size"))
     if isinstance(size, Mapping):
         size = size.get("height", size.get("shortest_edge"))
@@ -95,13 +103,27 @@ def _preprocessing(found: layouts.Description, processor: Mapping[str, Any]) -> 
         found.assumed.pop("size", None)
     if INTERPOLATIONS.get(processor.get("resample", 2)) == "bicubic":
         found.clip["interpolation"], found.inferred["interpolation"] = "bicubic", "preprocessor_config.json"
-    if "image_mean" in processor and "image_std" in processor:
-        found.clip |= {"mean": tuple(processor["image_mean"]), "std": tuple(processor["image_std"])}
+    normalised = processor.get("do_normalize", True)
+    if processor and (not normalised or {"image_mean", "image_std"} <= processor.keys()):
+        # Of values x in [0,1]: theirs are (scale x - offset - mean) / std, ours (x - mean) / std.
+        scale = round(255 * processor.get("rescale_factor", 1 / 255), 9) if processor.get("do_rescale", True) else 255
+        offset = 1 if processor.get("offset", False) else 0
+        mean, std = (processor["image_mean"], processor["image_std"]) if normalised else ((0, 0, 0), (1, 1, 1))
+        found.clip["mean"] = tuple((value + offset) / scale for value in mean)
+        found.clip["std"] = tuple(value / scale for value in std)
         found.inferred["normalisation"] = "preprocessor_config.json"
-    elif "mean" not in found.clip:
-        found.assumed["normalisation"] = "ImageNet's mean and std: no preprocessor_config.json says otherwise"
-    if "stride_frames" not in found.clip:
-        found.assumed["stride_frames"] = "4: no file says it"
+
+
+def _as_published(found: layouts.Description) -> None:
+    """What nothing told of the clips: what they are in the variant's paper."""
+    usual = models.clip_of(found.name).to_dict()
+    for name in ("frames", "size", "stride_frames"):
+        if name not in found.clip:
+            found.assumed[name] = f"{usual[name]}, as published"
+    if "mean" not in found.clip or "std" not in found.clip:
+        said = " ".join(f"{name} {found.clip.get(name, usual[name])}" for name in ("mean", "std"))
+        found.assumed["normalisation"] = f"{said}, as published: no preprocessor_config.json says otherwise"
+    found.clip = usual | found.clip
 
 
 def _class_names(found: layouts.Description, config: Mapping[str, Any], classes: str | None, path: object) -> list[str]:

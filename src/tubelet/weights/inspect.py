@@ -7,7 +7,7 @@ import torch
 
 from tubelet import models
 from tubelet.errors import TubeletError
-from tubelet.records import ClipSpec, unnamed
+from tubelet.records import unnamed
 from tubelet.weights import files, foreign
 from tubelet.weights.load import is_model, load_model, located
 
@@ -34,7 +34,7 @@ def inspect(path: str | Path, given: foreign.Given = foreign.Given()) -> dict[st
         account.family,
         found.name,
         found.options,
-        ClipSpec().to_dict() | found.clip,
+        found.clip,
         account.class_names,
     )
     row |= {"params": sum(value.numel() for value in source.tensors.values() if value.is_floating_point())}
@@ -42,9 +42,10 @@ def inspect(path: str | Path, given: foreign.Given = foreign.Given()) -> dict[st
     row |= {"files": [str(file) for file in source.files], "sha256": files.sha256(source.files)}
     try:
         with torch.random.fork_rng(devices=[]):
-            foreign.read(path, given)
+            model, account = foreign.read(path, given)
     except TubeletError as error:
         return row | {"loads": False, "problem": str(error)}
+    row |= {"params": sum(p.numel() for p in model.parameters()), "notes": account.notes}
     return row | {"loads": True, "problem": None}
 
 

@@ -75,7 +75,8 @@ def _foreign(path: Path, device: torch.device | str) -> Model:
     from tubelet.weights import foreign
 
     model, account = foreign.read(path)
-    _say(f"{path}: {model.name}, {account.layout} layout; assumed: {account.assumptions()}")
+    said = "".join(f"; {note}" for note in account.found.notes)
+    _say(f"{path}: {model.name}, {account.layout} layout; assumed: {account.assumptions()}{said}")
     return model.to(device)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tubelet import find
+from tubelet import find, models
 from tubelet.errors import CheckpointError
 from tubelet.models._model import Model
 
@@ -25,10 +25,11 @@ class Description:
     """What a state dict is, as far as it and what lies beside it tell.
 
     name, options  variant and what differs from it
-    clip           fields of a ClipSpec that could be told or were assumed
+    clip           fields of a ClipSpec that could be told
     classes        of its head; 0 without one
     inferred       what was told, and by what: {"depth": "12 blocks"}
-    assumed        what nothing told, and what was taken: {"frames": "16, as usual"}
+    assumed        what nothing told, and what was taken: {"frames": "16, as published"}
+    notes          what else must be known: weights that are left behind
     """
 
     name: str
@@ -37,15 +38,27 @@ class Description:
     classes: int = 0
     inferred: dict[str, str] = field(default_factory=dict)
     assumed: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
-    def take(self, name: str, config: Mapping[str, Any], theirs: str, usual: Any, where: str = "config.json") -> None:
-        """The clip's field `name` from what is called `theirs` beside the weights, else what is usual."""
-        told = config.get(theirs)
-        self.clip[name] = usual if told is None else told
-        if told is None:
-            self.assumed[name] = f"{usual}, as published"
-        else:
+    def take(self, name: str, config: Mapping[str, Any], theirs: str, where: str = "config.json") -> None:
+        """The clip's field `name` from what is called `theirs` beside the weights, where it is."""
+        if config.get(theirs) is not None:
+            self.clip[name] = config[theirs]
             self.inferred[name] = f"{theirs} in {where}"
+
+    def take_heads(self, config: Mapping[str, Any], published: Mapping[int, int], width: int) -> None:
+        """Heads, which no shape tells, from config.json, else those that are published with the width, else None."""
+        self.options["heads"] = config.get("num_attention_heads", published.get(width))
+        if "num_attention_heads" in config:
+            self.inferred["heads"] = "num_attention_heads in config.json"
+        elif width in published:
+            self.assumed[f"heads of width {width}"] = f"{published[width]}, as published"
+
+    def take_classes(self, state: Mapping[str, Tensor], head: str) -> None:
+        """How many classes the weight called `head` has, where it is."""
+        if head in state:
+            self.classes = len(state[head])
+            self.inferred["classes"] = f"the shape of {head}"
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,7 @@ class Layout:
     read      state -> the state in our names; CheckpointError naming every key that has no place
     write     (our state, model) -> the state in their names; None where nothing is written in this layout
     config    model -> what their config.json says of it; None for layouts without one
+    container under which a file holds the weights; "" for a bare state dict
     compare   (model, a folder in this layout) -> the largest difference of outputs on one clip between the model and the other
               implementation, which reads the folder; ImportError where that is not installed. None: there is none to import
     processor their name for what prepares clips
@@ -70,6 +84,7 @@ class Layout:
     config: Callable[[Any], dict[str, Any]] | None = None
     compare: Callable[[Any, Path], float] | None = None
     processor: str = ""
+    container: str = ""
     without: tuple[str, ...] = ()
 
     def fits(self, state: Mapping[str, Tensor]) -> bool:
@@ -100,9 +115,7 @@ def recognise(state: Mapping[str, Tensor], where: object) -> tuple[str, str]:
 
 def of(model: Model, name: str) -> Layout:
     """The layout called `name` of a model's family; CheckpointError naming those that there are."""
-    from tubelet.models import variants
-
-    family = variants()[model.name].__name__.rpartition(".")[2]
+    family = models.variants()[model.name].__name__.rpartition(".")[2]
     mine = {layout: found for (other, layout), found in known().items() if other == family and found.write}
     if name not in mine:
         there = f"only {', '.join(mine)}" if mine else "none but tubelet's own"
@@ -114,6 +127,41 @@ def example_clip(model: Model) -> Tensor:
     """One clip of noise, uint8 (1,T,C,H,W), the same every time."""
     shape = (1, model.spec.frames, 3, model.spec.size, model.spec.size)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def interpolation(model: Model) -> str:
+    """What is to be said of a model whose positions are interpolated for its clips; "" where they are as they were learned."""
+    trained = model.options.get("position_grid")
+    if trained is None:
+        return ""
+    with torch.device("meta"):
+        own = models.build_like(model, position_grid=None).options["position_grid"]
+    learned, clips = ("x".join(map(str, grid)) for grid in (trained, own))
+    return "" if learned == clips else f"positions are interpolated: theirs are of {learned} tokens, the clips have {clips}"
+
+
+def shape(state: Mapping[str, Tensor], key: str, dimensions: int) -> tuple[int, ...]:
+    """Of a weight; CheckpointError where it is missing, or of another number of dimensions."""
+    if key not in state:
+        raise CheckpointError(f"missing {key}")
+    if state[key].ndim != dimensions:
+        raise CheckpointError(f"{key} is {tuple(state[key].shape)}, wanted {dimensions} dimensions")
+    return tuple(state[key].shape)
+
+
+def square(places: int) -> int | None:
+    """The side of a square of so many places; None where they are no square."""
+    side = round(places**0.5)
+    return side if side**2 == places else None
+
+
+def supported(config: Mapping[str, Any], name: str, values: Mapping[Any, Any]) -> Any:
+    """What their setting `name` is called with us, the first of `values` (theirs -> ours) where config.json does not say it;
+    CheckpointError for a value that we do not have."""
+    told = config.get(name, next(iter(values)))
+    if told not in values:
+        raise CheckpointError(f"{name} is {told!r} in config.json, which is not supported: only {', '.join(map(repr, values))}")
+    return values[told]
 
 
 def count_blocks(state: Mapping[str, Tensor], stem: str) -> int:

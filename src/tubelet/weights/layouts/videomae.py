@@ -10,11 +10,11 @@ from tubelet import masking
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.models import videomae
 from tubelet.video.normalize import normalize
-from tubelet.weights.layouts import Description, Layout, State, count_blocks, example_clip
+from tubelet.weights.layouts import Description, Layout, State, count_blocks, example_clip, shape
 
 HEADS = {192: 3, 384: 6, 512: 8, 640: 8, 768: 12, 1024: 16, 1280: 16, 1408: 16}  # of a width, which no shape tells
-ARGUMENTS = {"frames": ("num_frames", 16), "size": ("input_size", 224), "stride_frames": ("sampling_rate", 4)}
-CONFIG = {"frames": ("num_frames", 16), "size": ("image_size", 224)}
+ARGUMENTS = {"frames": "num_frames", "size": "input_size", "stride_frames": "sampling_rate"}
+CONFIG = {"frames": "num_frames", "size": "image_size"}
 
 
 def describe_original(state: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> Description:
@@ -23,9 +23,9 @@ def describe_original(state: Mapping[str, Tensor], arguments: Mapping[str, Any])
     found = _shapes(
         state, f"{stem}patch_embed.proj.weight", f"{stem}blocks.", "mlp.fc1.weight", "decoder.blocks.", "head.weight"
     )
-    for name, (theirs, usual) in ARGUMENTS.items():
-        found.take(name, arguments, theirs, usual, "the arguments of its run")
-    return found
+    for name, theirs in ARGUMENTS.items():
+        found.take(name, arguments, theirs, "the arguments of its run")
+    return _positions(found)
 
 
 def describe_huggingface(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Description:
@@ -46,8 +46,16 @@ def describe_huggingface(state: Mapping[str, Tensor], config: Mapping[str, Any])
         found.assumed, found.inferred = {}, found.inferred | {"heads, eps": "config.json"}
     else:
         found.assumed["eps"] = f"{eps}, as usual"
-    for name, (theirs, usual) in CONFIG.items():
-        found.take(name, config, theirs, usual)
+    for name, theirs in CONFIG.items():
+        found.take(name, config, theirs)
+    return _positions(found)
+
+
+def _positions(found: Description) -> Description:
+    """The grid that the fixed table was made for, where frames and size are told: other clips are interpolated then."""
+    if {"frames", "size"} <= found.clip.keys():
+        side = found.clip["size"] // found.options["patch"]
+        found.options["position_grid"] = [found.clip["frames"] // found.options["tubelet"], side, side]
     return found
 
 
@@ -61,11 +69,11 @@ def _shapes(
     project: str = "encoder_to_decoder.weight",
 ) -> Description:
     """What the shapes tell."""
-    width, _, tubelet, patch, _ = state[embed].shape
+    width, _, tubelet, patch, _ = shape(state, embed, 5)
     depth = count_blocks(state, blocks)
     variants = {(sizes["width"], sizes["depth"]): name for name, sizes in videomae.VARIANTS.items()}
     found = Description(variants.get((width, depth), "videomae_base"))
-    ratio = next(value.shape[0] for key, value in state.items() if key.startswith(blocks) and key.endswith(hidden)) / width
+    ratio = shape(state, f"{blocks}0.{hidden}", 2)[0] / width
     found.options = dict(width=width, depth=depth, patch=patch, tubelet=tubelet, mlp_ratio=ratio, heads=_heads(width, found))
     found.inferred |= {"width, patch, tubelet": f"the shape of {embed}", "depth": f"{depth} blocks"}
     if project in state:
@@ -73,8 +81,7 @@ def _shapes(
         found.options |= dict(decoder_width=wide, decoder_depth=deep, decoder_heads=_heads(wide, found))
         found.inferred["decoder"] = f"{deep} blocks of width {wide}"
     elif head in state:
-        found.classes = len(state[head])
-        found.inferred["classes"] = f"the shape of {head}"
+        found.take_classes(state, head)
     else:
         found.options["decoder"] = False
         found.inferred["decoder"] = "none in the file"
@@ -134,7 +141,7 @@ def compare(model: videomae.VideoMAE, folder: Path) -> float:
 LAYOUTS = {
     "original": Layout(
         ("*patch_embed.proj.weight", "*blocks.0.attn.q_bias"), describe_original, videomae.from_original,
-        lambda state, model: videomae.to_original(state, model.tubelet),
+        lambda state, model: videomae.to_original(state, model.tubelet), container="model",
     ),
     "huggingface": Layout(
         ("*embeddings.patch_embeddings.projection.weight", "*encoder.layer.0.attention.attention.query.weight"),
