@@ -311,8 +311,11 @@ def from_huggingface(state: dict[str, Tensor]) -> dict[str, Tensor]:
             continue
         if rest.startswith("attention.attention.") and rest.endswith(".weight"):
             if rest.endswith("query.weight"):
-                stems = (key.replace("query", part) for part in ("query", "key", "value"))
-                out[f"{stem}{block}.attn.qkv.weight"] = torch.cat([state[name] for name in stems])
+                three = [key.replace("query", part) for part in ("query", "key", "value")]
+                missing = [name for name in three if name not in state]
+                if missing:
+                    raise CheckpointError(f"missing {', '.join(missing)}")
+                out[f"{stem}{block}.attn.qkv.weight"] = torch.cat([state[name] for name in three])
         elif block:
             out[f"{stem}{block}.{_swap(rest, back_block)}"] = value
         else:

@@ -18,12 +18,12 @@ STEM = "vivit."  # which a model alone, without a head, is saved without
 def describe(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Description:
     """Heads and frames are in config.json; without it they are assumed, and the size follows from the number of positions."""
     stem = STEM if any(key.startswith(STEM) for key in state) else ""
-    supported(config, "layer_norm_eps", {vivit.EPS: vivit.EPS})
-    supported(config, "qkv_bias", {True: True})
     embed, table = f"{stem}embeddings.patch_embeddings.projection.weight", f"{stem}embeddings.position_embeddings"
     on_disk = any(key.startswith(f"{stem}encoder.layer.") for key in state)
     blocks, hidden = ("encoder.layer.", "intermediate.dense.weight") if on_disk else ("layers.", "mlp.fc1.weight")
     width, _, tubelet, patch, _ = shape(state, embed, 5)
+    supported(config, "layer_norm_eps", {vivit.EPS: vivit.EPS})
+    supported(config, "qkv_bias", {True: True})
     depth, ratio = count_blocks(state, stem + blocks), shape(state, f"{stem}{blocks}0.{hidden}", 2)[0] / width
     found = Description("vivit_base", dict(width=width, depth=depth, tubelet=tubelet, patch=patch, mlp_ratio=ratio))
     found.options["gelu"] = supported(config, "hidden_act", GELU)
