@@ -1,4 +1,4 @@
-"""`tubelet weights`: what a checkpoint is, and moving it from one layout to another."""
+"""`tubelet weights`: what a checkpoint is, moving it from one layout to another, and video models that begin from image models."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ from tubelet.cli._print import emit_json, note, table
 
 
 def command(
-    action: Literal["inspect", "convert", "average"],
+    action: Literal["inspect", "convert", "average", "begin"],
     /,
     *paths: str,
     to: Literal["tubelet", "huggingface", "original", "torchvision"] = "tubelet",
@@ -14,19 +14,21 @@ def command(
     clip: list[str] | None = None,
     options: list[str] | None = None,
     decay: float | None = None,
+    model: str = "",
+    how: str = "",
     json: bool = False,
 ) -> int:
-    """Say what a checkpoint is and whether it loads, write it in another layout, or average several.
+    """Say what a checkpoint is and whether it loads, write it in another layout, average several, or begin from an image model.
 
-    `tubelet weights inspect SOURCE`, `tubelet weights convert SOURCE OUT --to huggingface` and
-    `tubelet weights average RUN RUN ... OUT`. A source is a file or folder of weights (tubelet's own, the original
+    `tubelet weights inspect SOURCE`, `tubelet weights convert SOURCE OUT --to huggingface`,
+    `tubelet weights average RUN RUN ... OUT` and `tubelet weights begin IMAGE OUT --model vivit_base`. A source is a file or folder of weights (tubelet's own, the original
     implementations', transformers', torchvision's) or a hub id (`org/name`, `org/name@revision`). Nothing in a file is ever run,
     and a model whose weights do not all fit is refused.
 
     Parameters
     ----------
     action
-        "inspect", "convert" or "average".
+        "inspect", "convert", "average" or "begin".
     paths
         The source or sources, then, but for "inspect", what is written: a folder, or for "original" and "torchvision" a .pth file.
     to
@@ -39,6 +41,11 @@ def command(
         Options of the model that the files do not tell, for example `--options heads=6`.
     decay
         For "average": a moving average in the order of the models, in place of their mean.
+    model
+        For "begin": the video model, a name from `tubelet models`.
+    how
+        For "begin": the way, `central` or `inflate` (ViViT also `random`, TimeSformer `zero` or `copy`, CNNs `copy`, I3D
+        `inflate`). Default: the family's usual one.
     json
         Print JSON.
     """
@@ -50,8 +57,10 @@ def command(
             raise ConfigError("too few paths: tubelet weights average RUN RUN ... OUT")
         return _average(paths[:-1], paths[-1], decay, json)
     if len(paths) != (1 if action == "inspect" else 2):
-        out = " OUT --to huggingface" if action == "convert" else ""
+        out = {"convert": " OUT --to huggingface", "begin": " OUT --model vivit_base"}.get(action, "")
         raise ConfigError(f"got {len(paths)} paths: tubelet weights {action} SOURCE{out}")
+    if action == "begin":
+        return _begin(paths[0], paths[1], model, how, _pairs(clip, "clip"), _pairs(options, "options"), json)
     given = foreign.Given(classes or None, _pairs(clip, "clip"), _pairs(options, "options"))
     if action == "inspect":
         return _inspect(paths[0], given, json)
@@ -127,6 +136,27 @@ def _convert(source: str, out: str, to: str, given: "foreign.Given", json: bool)
                 proof.why if difference is None else f"the other implementation differs by at most {difference:.2g} on one clip"
             )
             print(f"  {name}: {proof.round_trip} weights come back bit for bit; {other}")
+    return 0
+
+
+def _begin(
+    source: str, out: str, variant: str, how: str, clip: dict[str, object], options: dict[str, object], json: bool
+) -> int:
+    from tubelet.errors import ConfigError
+    from tubelet.weights import image
+    from tubelet.weights.convert import convert
+    from tubelet.weights.load import located
+
+    if not variant:
+        raise ConfigError("no video model named: tubelet weights begin IMAGE OUT --model vivit_base")
+    made, account = image.begin(located(source), variant, clip, how, options=options)
+    convert(made, out, "tubelet", account)
+    if json:
+        emit_json({"out": out, "model": variant, **account})
+        return 0
+    print(f"wrote {out}: {variant} begun from {account['image']}, {account['how']}")
+    for line in image.summary(account):
+        print(f"  {line}")
     return 0
 
 

@@ -7,12 +7,13 @@ directions follow from it. `rename` takes one name for one, of which some may be
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 
 import torch
 from torch import Tensor, nn
 
 from tubelet.errors import CheckpointError
-from tubelet.models._tokens import Triple, resize_positions
+from tubelet.models._tokens import Triple, linear_weight, resize_positions
 
 Table = Mapping[str, tuple[str, ...]]
 
@@ -55,11 +56,18 @@ def rename(state: Mapping[str, Tensor], names: Mapping[str, str], optional: Sequ
     optional: words; the weights that have one of them in their name may be missing, all together.
     """
     absent = {key for word in optional if not any(word in key for key in state) for key in names if word in key}
-    problems = [f"left over {key}" for key in state if key not in names]
-    problems += [f"missing {key}" for key in names if key not in state and key not in absent]
+    left = [key for key in state if key not in names]
+    problems = [f"left over {key}" for key in left]
+    problems += [f"missing {key}{nearest(key, left)}" for key in names if key not in state and key not in absent]
     if problems:
         raise CheckpointError(f"{len(problems)} weights do not fit: {'; '.join(problems)}")
     return {names[key]: value for key, value in state.items()}
+
+
+def nearest(key: str, left: Sequence[str]) -> str:
+    """Which of those left over a missing weight may be, for a message."""
+    near = get_close_matches(key, left, n=1, cutoff=0.6)
+    return f" (left over is {near[0]})" if near else ""
 
 
 def weights(modules: Mapping[str, str]) -> dict[str, str]:
@@ -73,17 +81,29 @@ def inverse(names: Mapping[str, str]) -> dict[str, str]:
 
 VIT_BLOCK = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
 
+# transformers' ViT and ViViT have qkv in three. Their files and, since version 5, their modules spell a block in two ways.
+QKV = ("attn.q", "attn.k", "attn.v")
+SPLIT_BLOCK = ("norm1", *QKV, "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+ON_DISK = (
+    "layernorm_before", "attention.attention.query", "attention.attention.key", "attention.attention.value",
+    "attention.output.dense", "layernorm_after", "intermediate.dense", "output.dense",
+)  # fmt: skip
+IN_MEMORY = (
+    "layernorm_before", "attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj", "layernorm_after",
+    "mlp.fc1", "mlp.fc2",
+)  # fmt: skip
+
 
 def from_timm(state: Mapping[str, Tensor], blocks: int) -> dict[str, Tensor]:
-    """An image ViT's state dict in timm's layout, in the names of our ViTs (embed, blocks, norm, cls_token, pos_embed) and
-    without its head. embed.weight is still (D,3,p,p).
+    """An image ViT's state dict in timm's layout, in the names of our ViTs (embed, blocks, norm, cls_token, pos_embed; norm_pre
+    where it has one) and without its head. embed.weight is still (D,3,p,p).
 
     Raises CheckpointError naming every key that is left over or missing in a ViT of that many blocks with a cls token.
     """
-    modules = {"patch_embed.proj": "embed", "norm": "norm", "head": "head"}
+    modules = {"patch_embed.proj": "embed", "norm_pre": "norm_pre", "norm": "norm", "head": "head"}
     modules |= {f"blocks.{i}.{name}": f"blocks.{i}.{name}" for i in range(blocks) for name in VIT_BLOCK}
     names = {"cls_token": "cls_token", "pos_embed": "pos_embed", **weights(modules)}
-    return {key: value for key, value in rename(state, names, ["head."]).items() if not key.startswith("head.")}
+    return {key: value for key, value in rename(state, names, ["head.", "norm_pre."]).items() if not key.startswith("head.")}
 
 
 def image_positions(table: Tensor, grid: Triple) -> Tensor:
@@ -94,13 +114,22 @@ def image_positions(table: Tensor, grid: Triple) -> Tensor:
     return resize_positions(table, (1, side, side), (1, *grid[1:]))
 
 
+def inflated(kernel: Tensor, frames: int, how: str) -> Tensor:
+    """An image's kernel (D,3,p,p) as the weight of a Linear over tubelets of so many frames, (D,frames*p*p*3): that of the middle
+    frame, the others zero (how="central"), or every frame's, divided by their number ("inflate"); Arnab et al. 2021, section 3.4."""
+    share = torch.full((frames,), 1 / frames) if how == "inflate" else torch.eye(frames)[frames // 2]
+    return linear_weight(kernel[:, :, None] * share.to(kernel)[:, None, None])
+
+
 def into(model: nn.Module, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of `model` with what was found in its place; CheckpointError naming every weight of another shape."""
+    """The state dict of `model` with what was found in its place; CheckpointError naming every weight that is left
+    over or of another shape."""
     own = model.state_dict()
-    problems = [
+    problems = [f"left over {key}" for key in found if key not in own]
+    problems += [
         f"{key} is {tuple(value.shape)}, wanted {tuple(own[key].shape)}"
         for key, value in found.items()
-        if value.shape != own[key].shape
+        if key in own and value.shape != own[key].shape
     ]
     if problems:
         raise CheckpointError(f"{len(problems)} weights do not fit: {'; '.join(problems)}")

@@ -156,7 +156,8 @@ def split_heads(x: Tensor, size: int) -> Tensor:
 
 
 class MLP(nn.Module):
-    """approximate is F.gelu's: "none" for the exact function, "tanh" for what JAX calls gelu."""
+    """approximate is F.gelu's: "none" for the exact function, "tanh" for what JAX calls gelu; or "quick" for x sigmoid(1.702 x)
+    (Hendrycks & Gimpel 2016, section 2)."""
 
     def __init__(self, width: int, hidden: int, approximate: str = "none") -> None:
         super().__init__()
@@ -165,7 +166,10 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
+        x = self.fc1(x)
+        return self.fc2(
+            x * torch.sigmoid(1.702 * x) if self.approximate == "quick" else F.gelu(x, approximate=self.approximate)
+        )
 
 
 class DropPath(nn.Module):

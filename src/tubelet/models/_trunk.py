@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tubelet.errors import CheckpointError, ConfigError
+from tubelet.models import _keys
 from tubelet.models._conv3d import BatchNorm, receptive_field
 from tubelet.models._model import Model
 from tubelet.models._tokens import Triple
@@ -110,11 +111,12 @@ def account(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str
 
     The counters of batch norms, which older files lack and only an unset momentum reads, may be missing.
     """
-    problems = [f"left over {key}" for key in state if key not in wanted]
+    left = [key for key in state if key not in wanted]
+    problems = [f"left over {key}" for key in left]
     out = {}
     for key, own in wanted.items():
         if key not in state and not key.endswith("num_batches_tracked"):
-            problems.append(f"missing {key}")
+            problems.append(f"missing {key}{_keys.nearest(key, left)}")
         elif key in state and state[key].shape != own.shape:
             problems.append(f"{key} is {tuple(state[key].shape)}, wanted {tuple(own.shape)}")
         out[key] = state.get(key, own)

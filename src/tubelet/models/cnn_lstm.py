@@ -10,7 +10,7 @@ B batch, T frames, C colours, S steps of the LSTM (T / window), W frames of a wi
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -24,6 +24,7 @@ from tubelet.models._model import Model
 from tubelet.models._resnet import ResNet
 from tubelet.models._resnet3d import ResNet3d
 from tubelet.models._tokens import Triple
+from tubelet.models._trunk import account
 from tubelet.records import ClipSpec
 from tubelet.video.normalize import normalize
 
@@ -159,3 +160,15 @@ class CNNLSTM(Model):
     def head_parameters(self) -> list[nn.Parameter]:
         """What stays trainable when everything but the head is frozen."""
         return list(self.head.parameters()) if self.class_names else []
+
+
+def from_image(model: CNNLSTM, state: Mapping[str, Tensor], how: str = "copy") -> dict[str, Tensor]:
+    """A state dict for `model` whose CNN is that of pictures, given in torchvision's keys without its head.
+
+    CheckpointError naming every weight that does not fit; ConfigError where the CNN is a 3D one.
+    """
+    choose(how, ("copy",), "way to begin from an image model")
+    if not isinstance(model.cnn, ResNet):
+        raise ConfigError(f"the CNN of {model.name} sees {model.options['window']} frames at once: no picture network fits it")
+    fitting = account(state, model.cnn.state_dict(), f"of the CNN in {model.name}")
+    return model.state_dict() | {f"cnn.{key}": value for key, value in fitting.items()}

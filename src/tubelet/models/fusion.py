@@ -16,7 +16,7 @@ B batch, T frames, C colours, D width, K classes, N tokens; H' and W' rows and c
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,11 +25,13 @@ from torch import Tensor, nn
 
 from tubelet import share
 from tubelet.errors import ConfigError
+from tubelet.find import choose
 from tubelet.models._conv3d import BatchNorm, output_size, receptive_field
 from tubelet.models._model import Model
 from tubelet.models._resnet import ResNet
 from tubelet.models._resnet3d import ResNet3d
 from tubelet.models._tokens import Triple
+from tubelet.models._trunk import account
 from tubelet.records import ClipSpec
 from tubelet.video.normalize import normalize
 
@@ -245,3 +247,23 @@ class Fusion(Model):
     def head_parameters(self) -> list[nn.Parameter]:
         """What stays trainable when everything but the head is frozen."""
         return list(self.head.parameters()) if self.class_names else []
+
+
+def from_image(model: Fusion, state: Mapping[str, Tensor], how: str = "copy") -> dict[str, Tensor]:
+    """A state dict for `model` whose 2D ResNet begins as that of pictures, given in torchvision's keys without its head.
+
+    how is "copy". Early fusion's first kernel sees every frame with the picture's, divided by their number, so that a clip of equal
+    frames gives the picture's map. A layer that joins the frames keeps the model's values.
+    CheckpointError naming every weight that does not fit; ConfigError for networks that are no 2D ResNet.
+    """
+    if NETWORKS[model.name][1] not in (resnet18, resnet50):
+        raise ConfigError(f"{model.name} is no 2D ResNet: begin single_frame_resnet18 or another with resnet18 or resnet50")
+    choose(how, ("copy",), "way to begin from an image model")
+    if model.joins == "early":
+        frames = model.spec.frames
+        state = {**state, "conv1.weight": (state["conv1.weight"] / frames).repeat(1, frames, 1, 1)}
+    own = model.state_dict()
+    parts = {"stem.0.": "conv1.", "stem.1.": "bn1.", **{f"blocks.{i}.": f"layer{i + 1}." for i in range(model.depth)}}
+    names = {key: new + key.removeprefix(old) for key in own for old, new in parts.items() if key.startswith(old)}
+    fitting = account(state, {theirs: own[ours] for ours, theirs in names.items()}, f"of the ResNet in {model.name}")
+    return own | {ours: fitting[theirs] for ours, theirs in names.items()}

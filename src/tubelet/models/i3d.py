@@ -213,6 +213,12 @@ class I3D(TrunkModel):
         super().__init__(name, spec, class_names, made, dropout, options)
 
 
+def from_image(model: I3D, state: Mapping[str, Tensor], how: str = "inflate") -> dict[str, Tensor]:
+    """A state dict for `model` that begins as a picture network, by `inflate`; the picture's heads are left behind."""
+    choose(how, ("inflate",), "way to begin from an image model")
+    return inflate(state, model, drop_head=True)[0]
+
+
 def inflate(pictures: Mapping[str, Tensor], like: I3D, drop_head: bool = False) -> tuple[dict[str, Tensor], list[str]]:
     """A picture network's weights as those of `like`, for its load_state_dict, and the names of those that were left behind.
 

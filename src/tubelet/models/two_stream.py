@@ -12,7 +12,7 @@ B batch, T frames, S frames seen by the spatial stream, H height, W width, D wid
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from tubelet.models import _resnet, raft
 from tubelet.models._conv3d import receptive_field
 from tubelet.models._model import Model
 from tubelet.models._tokens import Triple
+from tubelet.models._trunk import account
 from tubelet.records import ClipSpec
 from tubelet.video import flow as classical
 from tubelet.video.normalize import normalize
@@ -192,3 +193,22 @@ class TwoStream(Model):
     def head_parameters(self) -> list[nn.Parameter]:
         """What stays trainable when everything but the head is frozen."""
         return list(self.head.parameters()) if self.class_names else []
+
+
+def from_image(model: TwoStream, state: Mapping[str, Tensor], how: str = "copy") -> dict[str, Tensor]:
+    """A state dict for `model` whose streams begin as a picture network, given in torchvision's keys without its head.
+
+    The temporal stream's first kernel is the picture's mean over colours, the same for all channels of flow ("cross-modality"
+    initialisation, Wang et al. 2016, arXiv:1608.00859, section 3.2). CheckpointError naming every weight that does not fit.
+    """
+    choose(how, ("copy",), "way to begin from an image model")
+    found = model.state_dict()
+    if model.spatial is not None:
+        fitting = account(state, model.spatial.state_dict(), f"of the spatial stream of {model.name}")
+        found |= {f"spatial.{key}": value for key, value in fitting.items()}
+    if model.temporal is not None:
+        own = model.temporal.state_dict()
+        grey = {"conv1.weight": state["conv1.weight"].mean(dim=1, keepdim=True).repeat(1, own["conv1.weight"].shape[1], 1, 1)}
+        fitting = account({**state, **grey}, own, f"of the temporal stream of {model.name}")
+        found |= {f"temporal.{key}": value for key, value in fitting.items()}
+    return found

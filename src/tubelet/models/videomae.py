@@ -9,7 +9,7 @@ visible tubelets are normalised and embedded; same mathematics, other key (see t
 B batch, T frames, C colours, H height, W width, N tokens, V visible, M predicted, P values of a token, D width, K classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.find import choose
+from tubelet.models import _keys
 from tubelet.models._model import Model
 from tubelet.models._tokens import (
     Triple,
@@ -339,3 +340,33 @@ def _block_parts(name: str, stems: Sequence[str]) -> tuple[str, str, str]:
             number, _, rest = name[len(stem) :].partition(".")
             return stem, number, rest
     return name, "", ""
+
+
+def from_image(model: VideoMAE, state: Mapping[str, Tensor], how: str = "central") -> dict[str, Tensor]:
+    """A state dict for `model` whose encoder begins as an image ViT, given in timm's layout.
+
+    The image's kernel becomes the middle frame of a tubelet's, the others zero (how="central"); or every frame's, divided by
+    their number ("inflate"). The bias of keys is left behind and nothing changes by it: it adds q.b to all scores of a query
+    alike, which softmax does not see. What else is left behind `left_behind` says; decoder, fc_norm and head keep the model's values.
+    Raises CheckpointError naming every weight that does not fit.
+    """
+    choose(how, ("central", "inflate"), "way to begin from an image model")
+    found = _keys.from_timm(state, model.depth)
+    found["embed.weight"] = _keys.inflated(found["embed.weight"], model.tubelet[0], how)
+    del found["cls_token"], found["pos_embed"]
+    for i in range(model.depth):
+        query, _, value = found.pop(f"blocks.{i}.attn.qkv.bias").chunk(3)
+        found |= {f"blocks.{i}.attn.q_bias": query.clone(), f"blocks.{i}.attn.v_bias": value.clone()}
+    if model.class_names:
+        del found["norm.weight"], found["norm.bias"]
+    return _keys.into(model, found)
+
+
+def left_behind(model: VideoMAE, how: str = "central") -> dict[str, str]:
+    """What `from_image` leaves of an image ViT, by pattern of its names in timm's layout, and why."""
+    left = {
+        "cls_token": "VideoMAE has none, it classifies the mean token",
+        "pos_embed": "VideoMAE's positions are fixed sines and cosines",
+        "blocks.*.attn.qkv.bias": "only the bias of keys, which changes nothing: softmax does not see what all keys of a query share",
+    }
+    return left | ({"norm.*": "a classifier has fc_norm, of the mean token"} if model.class_names else {})

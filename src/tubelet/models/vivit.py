@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tubelet.errors import ConfigError
+from tubelet.errors import CheckpointError, ConfigError
 from tubelet.find import choose
 from tubelet.models import _keys
 from tubelet.models._model import Model
@@ -43,6 +43,7 @@ from tubelet.video.normalize import normalize
 
 PAPER = "Arnab et al. 2021, arXiv:2103.15691"
 EPS = 1e-6  # of every LayerNorm, in the original's and transformers' weights alike
+EPS_PRE = 1e-5  # of CLIP's LayerNorms; before the first block values are small, and it counts
 FACTORISED = ("none", "encoder", "attention", "dot_product")
 
 BASE = dict(width=768, depth=12, heads=12)
@@ -110,28 +111,30 @@ class DotProduct(nn.Module):
 class ViViT(Model):
     """factorised: see the top. temporal_depth is the number of blocks of model 2's temporal encoder.
 
-    patch and tubelet are the pixels and frames of one token. gelu is "tanh" (JAX's, so the published weights) or "none" (exact,
-    as in timm's image models). `position_grid` is the token grid that the position tables hold: the clip's that the model is
+    patch and tubelet are the pixels and frames of one token. gelu is "tanh" (JAX's, so the published weights), "none" (exact, as
+    in timm's image models) or "quick" (OpenAI's CLIP); norm_pre puts a LayerNorm before the first block, as all CLIP vision
+    towers have. `position_grid` is the token grid that the position tables hold: the clip's that the model is
     built for, and kept when it is rebuilt for other clips, for which the tables are interpolated.
     """
 
     def __init__(
         self, name: str, spec: ClipSpec, class_names: tuple[str, ...] = (), *, width: int, depth: int, heads: int,
         factorised: str = "none", temporal_depth: int = 4, patch: int = 16, tubelet: int = 2, mlp_ratio: float = 4.0,
-        drop_path: float = 0.0, dropout: float = 0.0, gelu: str = "tanh", position_grid: Sequence[int] | None = None,
+        drop_path: float = 0.0, dropout: float = 0.0, gelu: str = "tanh", norm_pre: bool = False,
+        position_grid: Sequence[int] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.name, self.spec, self.class_names = name, spec, class_names
         self.width, self.tubelet = width, (tubelet, patch, patch)
         self.factorised = choose(factorised, FACTORISED, "factorised")
-        choose(gelu, ("tanh", "none"), "gelu")
+        choose(gelu, ("tanh", "none", "quick"), "gelu")
         two = factorised == "encoder"
         self.spatial_depth, self.depth = depth, depth + two * temporal_depth
         grid = grid_of(name, (spec.frames, 3, spec.size, spec.size), self.tubelet)
         self.position_grid: Triple = grid if position_grid is None else (*position_grid,)  # type: ignore[assignment]
         self.options: dict[str, Any] = dict(
             width=width, depth=depth, heads=heads, factorised=factorised, temporal_depth=temporal_depth, patch=patch,
-            tubelet=tubelet, mlp_ratio=mlp_ratio, drop_path=drop_path, dropout=dropout, gelu=gelu,
+            tubelet=tubelet, mlp_ratio=mlp_ratio, drop_path=drop_path, dropout=dropout, gelu=gelu, norm_pre=norm_pre,
             position_grid=list(self.position_grid),
         )  # fmt: skip
 
@@ -141,6 +144,7 @@ class ViViT(Model):
         self.pos_embed = nn.Parameter(torch.empty(1, has_cls + (1 if two else slots) * places, width))
         if has_cls:
             self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.norm_pre = LayerNorm(width, eps=EPS_PRE) if norm_pre else nn.Identity()
         rates = drop_path_rates(drop_path, self.depth)
         kind = factorised if not has_cls else "none"
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, gelu, rate, kind) for rate in rates[:depth])
@@ -185,7 +189,7 @@ class ViViT(Model):
     def _joint(self, x: Tensor, grid: Triple) -> tuple[Tensor, Tensor]:
         """(B,N,D) -> tokens and their cls token."""
         x = x + resize_positions(self.pos_embed[0, 1:], self.position_grid, grid)
-        x = _with_cls(self.cls_token, self.pos_embed, x)
+        x = self.norm_pre(_with_cls(self.cls_token, self.pos_embed, x))
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
@@ -196,7 +200,7 @@ class ViViT(Model):
         slots, rows, columns = self.position_grid
         x = x.reshape(-1, grid[1] * grid[2], self.width)  # (B*T,S,D)
         x = x + resize_positions(self.pos_embed[0, 1:], (1, rows, columns), (1, *grid[1:]))
-        x = _with_cls(self.cls_token, self.pos_embed, x)
+        x = self.norm_pre(_with_cls(self.cls_token, self.pos_embed, x))
         for block in self.blocks:
             x = block(x)
         x = self.norm(x[:, 0]).view(-1, grid[0], self.width)  # (B,T,D)
@@ -210,7 +214,7 @@ class ViViT(Model):
     def _slots_and_places(self, x: Tensor, grid: Triple) -> tuple[Tensor, Tensor]:
         """(B,N,D) -> tokens and their mean."""
         x = x + resize_positions(self.pos_embed[0], self.position_grid, grid)
-        x = x.unflatten(1, (grid[0], -1))  # (B,T,S,D)
+        x = self.norm_pre(x).unflatten(1, (grid[0], -1))  # (B,T,S,D)
         for block in self.blocks:
             x = block(x)
         x = self.norm(x).flatten(1, 2)
@@ -250,18 +254,7 @@ def _with_cls(token: Tensor, positions: Tensor, x: Tensor) -> Tensor:
 
 
 # Weight-key maps -----------------------------------------------------------------------------------------------------
-# transformers has model 1 only. Its files and, since version 5, its modules spell a block in two ways.
-
-_QKV = ("attn.q", "attn.k", "attn.v")  # of which we make one weight
-_BLOCK = ("norm1", *_QKV, "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
-_ON_DISK = (
-    "layernorm_before", "attention.attention.query", "attention.attention.key", "attention.attention.value",
-    "attention.output.dense", "layernorm_after", "intermediate.dense", "output.dense",
-)  # fmt: skip
-_IN_MEMORY = (
-    "layernorm_before", "attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj", "layernorm_after",
-    "mlp.fc1", "mlp.fc2",
-)  # fmt: skip
+# transformers has model 1 only.
 
 
 def _huggingface(depth: int, stem: str, block: Sequence[str]) -> dict[str, str]:
@@ -269,7 +262,7 @@ def _huggingface(depth: int, stem: str, block: Sequence[str]) -> dict[str, str]:
     embeddings = "vivit.embeddings."
     modules = {"embed": embeddings + "patch_embeddings.projection", "norm": "vivit.layernorm", "head": "classifier"}
     for i in range(depth):
-        modules |= {f"blocks.{i}.{ours}": f"{stem}{i}.{theirs}" for ours, theirs in zip(_BLOCK, block, strict=True)}
+        modules |= {f"blocks.{i}.{ours}": f"{stem}{i}.{theirs}" for ours, theirs in zip(_keys.SPLIT_BLOCK, block, strict=True)}
     tables = {"cls_token": embeddings + "cls_token", "pos_embed": embeddings + "position_embeddings"}
     return tables | _keys.weights(modules)
 
@@ -280,11 +273,11 @@ def to_huggingface(state: Mapping[str, Tensor], tubelet: Triple) -> dict[str, Te
     split: dict[str, Tensor] = {}
     for key, value in state.items():
         if ".attn.qkv." in key:
-            pieces = zip(_QKV, value.chunk(3), strict=True)
+            pieces = zip(_keys.QKV, value.chunk(3), strict=True)
             split |= {key.replace("attn.qkv", part): piece.clone() for part, piece in pieces}
         else:
             split[key] = value
-    names = _huggingface(depth, "vivit.encoder.layer.", _ON_DISK)
+    names = _huggingface(depth, "vivit.encoder.layer.", _keys.ON_DISK)
     out = _keys.rename(split, names, ["head."])
     return {**out, names["embed.weight"]: conv_weight(out[names["embed.weight"]], tubelet)}
 
@@ -294,14 +287,14 @@ def from_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises CheckpointError naming every key left over or missing.
     """
-    stem, block = "vivit.encoder.layer.", _ON_DISK
+    stem, block = "vivit.encoder.layer.", _keys.ON_DISK
     if not any(key.startswith(stem) for key in state):
-        stem, block = "vivit.layers.", _IN_MEMORY
+        stem, block = "vivit.layers.", _keys.IN_MEMORY
     depth = _keys.count(state, stem)
     out = _keys.rename(state, _keys.inverse(_huggingface(depth, stem, block)), ["classifier."])
     for i in range(depth):
         for part in ("weight", "bias"):
-            pieces = [out.pop(f"blocks.{i}.{name}.{part}") for name in _QKV]
+            pieces = [out.pop(f"blocks.{i}.{name}.{part}") for name in _keys.QKV]
             out[f"blocks.{i}.attn.qkv.{part}"] = torch.cat(pieces)
     return {**out, "embed.weight": linear_weight(out["embed.weight"])}
 
@@ -316,13 +309,16 @@ def from_image(model: ViViT, state: Mapping[str, Tensor], how: str = "central") 
     Raises CheckpointError naming every weight that does not fit.
     """
     choose(how, ("central", "inflate", "random"), "way to begin from an image model")
+    if ("norm_pre.weight" in state) != model.options["norm_pre"]:
+        has = "has" if "norm_pre.weight" in state else "has no"
+        raise CheckpointError(
+            f"the image model {has} norm_pre, {model.name} is built with norm_pre={model.options['norm_pre']}"
+        )
     found = _keys.from_timm(state, model.spatial_depth)
-    kernel, frames = found.pop("embed.weight"), model.tubelet[0]
     if how == "random":
-        del found["embed.bias"]
+        del found["embed.weight"], found["embed.bias"]
     else:
-        share = torch.full((frames,), 1 / frames) if how == "inflate" else torch.eye(frames)[frames // 2]
-        found["embed.weight"] = linear_weight(kernel[:, :, None] * share.to(kernel)[:, None, None])
+        found["embed.weight"] = _keys.inflated(found["embed.weight"], model.tubelet[0], how)
     table = found["pos_embed"]
     places = _keys.image_positions(table[0, 1:], model.position_grid)
     if model.factorised != "encoder":
@@ -336,3 +332,13 @@ def from_image(model: ViViT, state: Mapping[str, Tensor], how: str = "central") 
         if "temporal_attn.proj." in name:
             found[name] = torch.zeros_like(value)
     return _keys.into(model, found)
+
+
+def left_behind(model: ViViT, how: str = "central") -> dict[str, str]:
+    """What `from_image` leaves of an image ViT, by pattern of its names in timm's layout, and why."""
+    left = {}
+    if how == "random":
+        left["patch_embed.proj.*"] = "the embedding of tubelets keeps its first values"
+    if model.factorised not in ("none", "encoder"):
+        left["cls_token"] = "the mean token is classified"
+    return left

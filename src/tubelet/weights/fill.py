@@ -1,11 +1,11 @@
 """Weights go into a model: every key on both sides is used, or nothing is."""
 
-from difflib import get_close_matches
 from pathlib import Path
 
 from torch import Tensor
 
 from tubelet.errors import CheckpointError
+from tubelet.models._keys import nearest
 from tubelet.models._model import Model
 
 SHOWN = 6
@@ -16,7 +16,7 @@ def fill(model: Model, state: dict[str, Tensor], where: str | Path) -> None:
     left-over and every misshapen one. The model is untouched then."""
     own = model.state_dict()
     left = [key for key in state if key not in own]
-    problems = [f"missing {key}{_nearest(key, left)}" for key in own if key not in state]
+    problems = [f"missing {key}{nearest(key, left)}" for key in own if key not in state]
     problems += [f"left over {key}" for key in left]
     problems += [
         f"{key} is {tuple(state[key].shape)}, wanted {tuple(own[key].shape)}"
@@ -27,8 +27,3 @@ def fill(model: Model, state: dict[str, Tensor], where: str | Path) -> None:
         shown = "; ".join(problems[:SHOWN]) + (f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else "")
         raise CheckpointError(f"the weights in {where} are of another model than {model.name}: {shown}")
     model.load_state_dict(state)
-
-
-def _nearest(key: str, left: list[str]) -> str:
-    near = get_close_matches(key, left, n=1, cutoff=0.6)
-    return f" (left over is {near[0]})" if near else ""
