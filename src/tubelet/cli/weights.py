@@ -1,4 +1,4 @@
-"""`tubelet weights`: what a checkpoint is, moving it from one layout to another, and video models that begin from image models."""
+"""`tubelet weights`: what a checkpoint is, moving it to another layout, and video models that begin from image models."""
 
 from typing import Literal
 
@@ -21,9 +21,10 @@ def command(
     """Say what a checkpoint is and whether it loads, write it in another layout, average several, or begin from an image model.
 
     `tubelet weights inspect SOURCE`, `tubelet weights convert SOURCE OUT --to huggingface`,
-    `tubelet weights average RUN RUN ... OUT` and `tubelet weights begin IMAGE OUT --model vivit_base`. A source is a file or folder of weights (tubelet's own, the original
-    implementations', transformers', torchvision's) or a hub id (`org/name`, `org/name@revision`). Nothing in a file is ever run,
-    and a model whose weights do not all fit is refused.
+    `tubelet weights average RUN RUN ... OUT` and `tubelet weights begin IMAGE OUT --model vivit_base`.
+
+    A source is a file or folder of weights (tubelet's own, the original implementations', transformers', torchvision's) or a hub
+    id (`org/name`, `org/name@revision`). Nothing in a file is ever run, and a model whose weights do not all fit is refused.
 
     Parameters
     ----------

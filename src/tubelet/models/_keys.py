@@ -116,7 +116,7 @@ def image_positions(table: Tensor, grid: Triple) -> Tensor:
 
 def inflated(kernel: Tensor, frames: int, how: str) -> Tensor:
     """An image's kernel (D,3,p,p) as the weight of a Linear over tubelets of so many frames, (D,frames*p*p*3): that of the middle
-    frame, the others zero (how="central"), or every frame's, divided by their number ("inflate"); Arnab et al. 2021, section 3.4."""
+    frame, the others zero (how="central"), or every frame's, divided by their number ("inflate")."""
     share = torch.full((frames,), 1 / frames) if how == "inflate" else torch.eye(frames)[frames // 2]
     return linear_weight(kernel[:, :, None] * share.to(kernel)[:, None, None])
 

@@ -347,7 +347,7 @@ def from_image(model: VideoMAE, state: Mapping[str, Tensor], how: str = "central
 
     The image's kernel becomes the middle frame of a tubelet's, the others zero (how="central"); or every frame's, divided by
     their number ("inflate"). The bias of keys is left behind and nothing changes by it: it adds q.b to all scores of a query
-    alike, which softmax does not see. What else is left behind `left_behind` says; decoder, fc_norm and head keep the model's values.
+    alike, which softmax does not see. What else is left behind `left_behind` says; decoder, fc_norm and head keep the model's.
     Raises CheckpointError naming every weight that does not fit.
     """
     choose(how, ("central", "inflate"), "way to begin from an image model")
@@ -367,6 +367,6 @@ def left_behind(model: VideoMAE, how: str = "central") -> dict[str, str]:
     left = {
         "cls_token": "VideoMAE has none, it classifies the mean token",
         "pos_embed": "VideoMAE's positions are fixed sines and cosines",
-        "blocks.*.attn.qkv.bias": "only the bias of keys, which changes nothing: softmax does not see what all keys of a query share",
+        "blocks.*.attn.qkv.bias": "only that of keys: softmax does not see what they all add to a query's scores",
     }
     return left | ({"norm.*": "a classifier has fc_norm, of the mean token"} if model.class_names else {})
