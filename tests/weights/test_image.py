@@ -304,8 +304,8 @@ def test_what_does_not_fit_is_one_line_that_names_it(tmp_path: Path) -> None:
     ):
         image.begin(saved(alone, tmp_path / "alone"), "vivit_base", CLIP, options=OPTIONS)
     saved(timm(), tmp_path / "vit")
-    with pytest.raises(CheckpointError, match=r"is a ViT of width 48, depth 2, patch 8, mlp_ratio 4 \(timm layout\), vivit_base has"
-                       r" width 768, depth 12, patch 16: name another model, or give --options width=48 --options depth=2"):  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"is a ViT of width 48, .* mlp_ratio 4 \(timm layout\), vivit_base has width 768, "
+                       r"depth 12, patch 16: name another model, or give --options width=48 --options depth=2"):  # fmt: skip
         image.begin(tmp_path / "vit", "vivit_base", CLIP)
     with pytest.raises(CheckpointError, match=r"nothing tells the heads of a ViT of width 48"):
         image.begin(tmp_path / "vit", "vivit_base", CLIP, options={"width": 48, "depth": 2, "patch": 8})
@@ -316,9 +316,11 @@ def test_what_does_not_fit_is_one_line_that_names_it(tmp_path: Path) -> None:
         image.begin(saved(timm(), tmp_path / "relu", {"hidden_act": "relu"}), "vivit_base", CLIP, options=OPTIONS)
     with pytest.raises(CheckpointError, match="cnn_lstm_resnet18 begins from a CNN"):
         image.begin(tmp_path / "vit", "cnn_lstm_resnet18", CLIP)
-    with pytest.raises(CheckpointError, match=r"a ResNet of \[2, 2, 2, 2\] basic blocks, and i3d_r50 cannot .* left over layer1.0.bn1"
-                       r"|a ResNet of \[2, 2, 2, 2\] basic blocks, and i3d_r50 cannot .* missing layer1.0.conv3.weight"):  # fmt: skip
-        image.begin(saved(resnet_state(resnet()), tmp_path / "net"), "i3d_r50", dict(frames=4, size=64), options=dict(width=8))
+    with pytest.raises(
+        CheckpointError, match=r"\[2, 2, 2, 2\] basic blocks, and i3d_r50 cannot .* missing layer1.0.conv3.weight"
+    ):
+        saved(resnet_state(resnet()), tmp_path / "net")
+        image.begin(tmp_path / "net", "i3d_r50", dict(frames=4, size=64), options=dict(width=8))
     with pytest.raises(CheckpointError, match="is a video model"):
         video = timm({"patch_embed.proj.weight": torch.ones(48, 3, 2, 8, 8)})
         image.begin(saved(video, tmp_path / "video"), "vivit_base", CLIP)

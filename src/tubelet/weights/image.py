@@ -77,6 +77,7 @@ class Image:
 # Each: names that every such file has, names that are left behind and why, and how the others become timm's or torchvision's.
 
 HEAD, TEXT, DECODER = "it tells the image model's classes", "it is of CLIP's text side", "it is of MAE's decoder"
+POOLER = "it leads to a head"
 DISTILLED = "it is of DeiT's distillation"
 
 
@@ -184,7 +185,7 @@ LAYOUTS = {
     "huggingface": Layout(
         "ViT",
         ("*embeddings.patch_embeddings.projection.weight", "*.layernorm_before.weight"),
-        {"classifier.*": HEAD, "cls_classifier.*": HEAD, "pooler.*": HEAD, "*.pooler.*": HEAD,
+        {"classifier.*": HEAD, "cls_classifier.*": HEAD, "pooler.*": POOLER, "*.pooler.*": POOLER,
          "distillation_classifier.*": DISTILLED,
          "*embeddings.distillation_token": DISTILLED, "*embeddings.mask_token": "it is of masked images", "decoder.*": DECODER},
         _huggingface,
@@ -310,18 +311,18 @@ def begin(
     model = models.build(variant, ClipSpec.from_dict(models.clip_of(variant).to_dict() | clip), class_names, **options)
     if kind == "ViT":
         _check_sizes(image, model, options, path)
-    left_behind = getattr(family, "left_behind", lambda *_: {})
     usual: str = inspect.signature(family.from_image).parameters["how"].default
-    before = {key: value.clone() for key, value in model.state_dict().items()}
     try:
         made = family.from_image(model, image.state, how or usual)
     except CheckpointError as error:
         raise CheckpointError(f"{path} is {image.what()}, and {variant} cannot begin from it: {error}") from error
+    # What a family keeps of the model's own is the very tensor.
+    new = [key for key, own in model.state_dict().items() if made[key].data_ptr() == own.data_ptr()]
     model.load_state_dict(made)
-    left = image.left | {
-        key: why for pattern, why in left_behind(model, how or usual).items() for key in fnmatch.filter(image.state, pattern)
-    }
-    new = [key for key in made if torch.equal(before[key], made[key]) and not key.endswith("num_batches_tracked")]
+    left = dict(image.left)
+    if hasattr(family, "left_behind"):
+        for pattern, why in family.left_behind(model, how or usual).items():
+            left |= dict.fromkeys(fnmatch.filter(image.state, pattern), why)
     if kind == "ViT" and "pos_embed" not in left:
         notes += _interpolated(image, model)
     account = {"begun_from": Path(path).name, "sha256": files.sha256(image.files), "layout": image.layout, "image": image.what(),
@@ -342,8 +343,10 @@ def _fit_gelu(image: Image, variant: str, options: dict[str, Any], path: str | P
     """Options of the model that make its mathematics the image model's; CheckpointError where it has none."""
     asked: dict[str, Any] = {"gelu": image.gelu, "norm_pre": "norm_pre.weight" in image.state}
     if "gelu" in models.options_of(variant):
-        image.notes += [f"set: {name}={value}, as in the image model" for name, value in asked.items() if name not in options]
-        options |= {name: value for name, value in asked.items() if name not in options}
+        for name, value in asked.items():
+            if name not in options and value:
+                image.notes.append(f"set: {name}={value}, as in the image model")
+            options.setdefault(name, value)
     elif asked != {"gelu": "none", "norm_pre": False}:
         has = [f"{image.gelu} GELU"] * (image.gelu != "none") + ["a LayerNorm before its first block"] * asked["norm_pre"]
         raise CheckpointError(
