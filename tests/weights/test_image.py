@@ -283,7 +283,7 @@ def test_i3d_begins_from_googlenet(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"is a GoogLeNet \(Inception-v1\), and i3d_r50 cannot begin from it: .*left over"
     ):
-        image.begin(path, "i3d_r50", dict(frames=8, size=48))
+        image.begin(path, "i3d_r50", dict(frames=8, size=48), options=dict(width=8))
 
 
 def test_what_does_not_fit_is_one_line_that_names_it(tmp_path: Path) -> None:
@@ -304,14 +304,16 @@ def test_what_does_not_fit_is_one_line_that_names_it(tmp_path: Path) -> None:
     ):
         image.begin(saved(alone, tmp_path / "alone"), "vivit_base", CLIP, options=OPTIONS)
     saved(timm(), tmp_path / "vit")
-    with pytest.raises(CheckpointError, match=r"is a ViT of width 48, .* mlp_ratio 4 \(timm layout\), vivit_base has width 768, "
-                       r"depth 12, patch 16: name another model, or give --options width=48 --options depth=2"):  # fmt: skip
-        image.begin(tmp_path / "vit", "vivit_base", CLIP)
+    with pytest.raises(CheckpointError, match=r"is a ViT of width 48, .* mlp_ratio 4 \(timm layout\), vivit_base has width 96, "
+                       r"depth 1, patch 16: name another model, or give --options width=48 --options depth=2"):  # fmt: skip
+        image.begin(tmp_path / "vit", "vivit_base", CLIP, options=dict(width=96, depth=1))
     with pytest.raises(CheckpointError, match=r"nothing tells the heads of a ViT of width 48"):
         image.begin(tmp_path / "vit", "vivit_base", CLIP, options={"width": 48, "depth": 2, "patch": 8})
     saved(timm(), tmp_path / "told", {"num_attention_heads": 4, "hidden_act": "gelu"})
-    with pytest.raises(CheckpointError, match=r"vivit_base has width 768, depth 12, heads 12, patch 16.*--options heads=4"):
-        image.begin(tmp_path / "told", "vivit_base", CLIP)
+    with pytest.raises(CheckpointError, match=r"vivit_base has heads 12: name another model, or give --options heads=4$"):
+        image.begin(tmp_path / "told", "vivit_base", CLIP, options=dict(width=48, depth=2, patch=8))
+    _, account = image.begin(tmp_path / "told", "vivit_base", CLIP, options=OPTIONS)
+    assert "heads: 3 as given, though the image model has 4" in account["notes"]
     with pytest.raises(CheckpointError, match="its MLPs have relu"):
         image.begin(saved(timm(), tmp_path / "relu", {"hidden_act": "relu"}), "vivit_base", CLIP, options=OPTIONS)
     with pytest.raises(CheckpointError, match="cnn_lstm_resnet18 begins from a CNN"):

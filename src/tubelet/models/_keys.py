@@ -66,7 +66,7 @@ def rename(state: Mapping[str, Tensor], names: Mapping[str, str], optional: Sequ
 
 def nearest(key: str, left: Sequence[str]) -> str:
     """Which of those left over a missing weight may be, for a message."""
-    near = get_close_matches(key, left, n=1, cutoff=0.6)
+    near = get_close_matches(key, left, n=1, cutoff=0.75)
     return f" (left over is {near[0]})" if near else ""
 
 

@@ -365,6 +365,8 @@ def _check_sizes(image: Image, model: Model, options: Mapping[str, Any], path: s
         flags = " ".join(f"--options {name}={_number(value)}" for name, value in differing.items())
         ours = ", ".join(f"{name} {_number(own[name])}" for name in differing)
         raise CheckpointError(f"{path} is {image.what()}, {model.name} has {ours}: name another model, or give {flags}")
+    if image.sizes["heads"] not in (None, own["heads"]):
+        image.notes.append(f"heads: {own['heads']} as given, though the image model has {image.sizes['heads']}")
     if image.sizes["heads"] is None and "heads" not in options:
         raise CheckpointError(f"{path}: nothing tells the heads of {image.what()}: give --options heads=...")
 
