@@ -267,7 +267,7 @@ def _describe(image: Image, config: Mapping[str, Any], path: str | Path) -> None
     if act is None and clip:
         image.notes.append("assumed: quick GELU, as in OpenAI's CLIP; of others, as LAION's, mostly give --options gelu=none")
     dropped = [key for key in image.left if key.endswith(("dist_token", "distillation_token"))]
-    if dropped and state["pos_embed"].shape[1] > 2:
+    if dropped and "pos_embed" in state:
         state["pos_embed"] = torch.cat([state["pos_embed"][:, :1], state["pos_embed"][:, 2:]], dim=1)
         image.notes.append(f"left behind with {dropped[0]}: its position, the second one")
     if any(key.startswith("fc_norm.") for key in image.left) and "norm.weight" not in state:
