@@ -7,6 +7,8 @@ import numpy as np
 
 from tubelet.show._figure import DARK, LIGHT, PALETTE, new_figure, style, to_png
 
+FEW = 6  # lines that a legend inside of a panel can name
+
 
 def smooth(values: np.ndarray, share: float = 0.04) -> np.ndarray:
     """Running mean over `share` of the curve, centred, with the window shortened at both ends (nothing is invented)."""
@@ -31,10 +33,13 @@ def curves(
     ink = DARK if dark else LIGHT
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = new_figure(4.9 * columns, 2.5 * rows)
+    most = max((len(lines) for lines in panels.values()), default=0)
+    crowded = most > FEW
+    figure = new_figure((7.4 if crowded else 4.9) * columns, max(2.5, 0.27 * most if crowded else 0) * rows)
     for index, (title, lines) in enumerate(panels.items()):
         axes = figure.add_subplot(rows, columns, index + 1)
-        for colour, (name, (steps, values)) in zip(PALETTE * len(lines), lines.items(), strict=False):
+        for number, (name, (steps, values)) in enumerate(lines.items()):
+            colour, dashes = PALETTE[number % len(PALETTE)], ("-", "--", ":")[number // len(PALETTE) % 3]
             x, y = np.asarray(steps, dtype=float), np.asarray(values, dtype=float)
             finite = np.isfinite(y)
             if len(y) > 60:
@@ -47,6 +52,7 @@ def curves(
                     np.where(finite, y, np.nan),
                     color=colour,
                     linewidth=1.6,
+                    linestyle=dashes,
                     marker=marker,
                     markersize=3.5,
                     label=name,
@@ -56,6 +62,8 @@ def curves(
         axes.locator_params(axis="both", nbins=5)
         if index >= len(panels) - columns:
             axes.set_xlabel(x_label)
-        if len(lines) > 1:
+        if len(lines) > FEW:  # beside the panel, where they hide nothing
+            axes.legend(frameon=False, fontsize=8.5, labelcolor=ink.text, loc="center left", bbox_to_anchor=(1.01, 0.5))
+        elif len(lines) > 1:
             axes.legend(frameon=False, fontsize=8.5, labelcolor=ink.text)
     return to_png(figure)

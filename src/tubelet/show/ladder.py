@@ -35,7 +35,7 @@ def ladder(rows: Sequence[Mapping[str, Any]], dark: bool = False) -> bytes:
     ink = DARK if dark else LIGHT
     chance = next((row["top1"] for row in rows if row["weights"] == "chance"), None)
     drawn = [row for row in rows if row["top1"] is not None and "params" in row]
-    figure = new_figure(10.4, 4.4)
+    figure = new_figure(10.4, 4.4 + 0.22 * max(0, len(drawn) - 8))  # names need room
     panels = figure.subplots(1, len(PANELS), sharey=True)
     points: dict[str, list[Point]] = {
         key: [(row[key] / scale, 100 * row["top1"], row["name"]) for row in drawn if row.get(key)]
