@@ -47,7 +47,7 @@ def command(
     network = load_model(model)
     clips, labels = [], []
     if check:
-        found = datasets.read_many(check)
+        found = datasets.labelled(datasets.read_many(check), least_classes=1)
         names = {name: number for number, name in enumerate(network.class_names)}
         # Evenly from all classes, as a data set is often in their order.
         for example in found.examples[:: max(1, len(found.examples) // limit)][:limit]:
