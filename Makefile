@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 help:  ## list what can be made
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*##/:/' | awk -F': +' '{printf "make %-12s %s\n", $$1, $$2}'
 
-demo: $(INSTALLED)  ## pretrain, fine-tune and evaluate on a made-up video set, with a report to look at (10 minutes on 2 cores)
+demo: $(INSTALLED)  ## pretrain, fine-tune and evaluate on a made-up video set, with a report to look at (6 minutes on 2 cores, longer beside other work)
 	$(BIN)/tubelet demo
 
 test: $(INSTALLED)  ## run all tests
