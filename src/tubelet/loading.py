@@ -156,6 +156,7 @@ class _BatchMaker:
     def __post_init__(self) -> None:
         self.class_index = {name: i for i, name in enumerate(self.dataset.classes)}
         self.labelled = all(example.label in self.class_index for example in self.dataset.examples)
+        self.captioned = all(example.text for example in self.dataset.examples)
 
     @property
     def videos_per_batch(self) -> int:
@@ -217,6 +218,7 @@ class _BatchMaker:
             labels=labels,
             skipped=[(video.example.id, video.problem) for video in filled if video.problem],
             padded=sum(video.padded for video in read),
+            texts=[example.text or "" for example in clips] if self.captioned else None,
         )
 
     def _clips(self, example: Example, epoch: int) -> list[tuple[Clip, bool]]:
@@ -336,7 +338,16 @@ def view_batches(
         if classes:
             labels = torch.tensor([class_index.get(example.label or "", -1) for _, example, _ in taken], dtype=torch.int64)
         ids = [example.id for _, example, _ in taken]
-        made = Batch(frames, seconds, ids, labels, skipped, sum(padded for _, _, padded in taken))
+        texts = [example.text for _, example, _ in taken if example.text]
+        made = Batch(
+            frames,
+            seconds,
+            ids,
+            labels,
+            skipped,
+            sum(padded for _, _, padded in taken),
+            texts if len(texts) == len(ids) else None,
+        )
         skipped = []
         return made
 

@@ -3,7 +3,7 @@
 T frames, C colours, H height, W width.
 """
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -128,7 +128,7 @@ class Batch:
 
     frames uint8 (B,T,C,H,W); seconds float64 (B,T); labels int64 (B,) or None for unlabelled video; ids one Example id per
     clip; skipped: (id, reason) of Examples that should have been here and could not be read; padded: clips whose video was
-    shorter than the window.
+    shorter than the window; texts one caption per clip, or None where an Example of the data set has none.
     """
 
     frames: Tensor
@@ -137,12 +137,13 @@ class Batch:
     labels: Tensor | None = None
     skipped: list[tuple[str, str]] = field(default_factory=list)
     padded: int = 0
+    texts: list[str] | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with its tensors on `device` (seconds stay where they are: only people read them)."""
         labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
         frames = self.frames.to(device, non_blocking=True)
-        return Batch(frames, self.seconds, self.ids, labels, self.skipped, self.padded)
+        return replace(self, frames=frames, labels=labels)
 
 
 def unnamed(classes: int) -> list[str]:

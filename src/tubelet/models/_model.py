@@ -1,10 +1,11 @@
 """What every model has beside what torch gives it, so that its users can be type-checked. docs/add-a-model.md explains it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from tubelet.errors import ConfigError
 from tubelet.models._tokens import Triple
 from tubelet.records import ClipSpec
 
@@ -42,3 +43,7 @@ class Model(nn.Module):
     def head_parameters(self) -> list[nn.Parameter]:
         """What stays trainable when everything but the head is frozen."""
         raise NotImplementedError
+
+    def embed_text(self, texts: Sequence[str]) -> Tensor:
+        """float32 (B,width) of unit length, one row a text, in the space of "embedding"; ConfigError without a text encoder."""
+        raise ConfigError(f"{self.name} reads no text: a model that was taught with captions does (`tubelet align`)")
