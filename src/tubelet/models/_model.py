@@ -27,6 +27,10 @@ class Model(nn.Module):
     grid: Triple
     grid_of: Callable[..., Triple]
 
+    def init_weights(self) -> None:
+        """Set every first value."""
+        raise NotImplementedError
+
     def depth_of(self, parameter: str) -> int:
         """Where a parameter stands: 0 embedding, 1..depth blocks, depth + 1 what follows."""
         raise NotImplementedError
