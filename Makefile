@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench docs pages constraints clean
+.PHONY: help demo test test-browser check bench docs pages constraints clean
 
 help:  ## list what can be made
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*##/:/' | awk -F': +' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -18,6 +18,11 @@ demo: $(INSTALLED)  ## pretrain, fine-tune and evaluate on a made-up video set, 
 
 test: $(INSTALLED)  ## run all tests
 	$(BIN)/python -m pytest -q -n $(JOBS)
+
+test-browser: $(INSTALLED)  ## try the page in Chromium (Debian's, installed if you are root), and its API against its description
+	@command -v chromium > /dev/null || { [ "$$(id -u)" = 0 ] && apt-get -qq update && apt-get -qq install -y chromium > /dev/null; }
+	$(PIP) install -q -c constraints.txt -e '.[browser]'
+	$(BIN)/python -m pytest -q tests/web/test_page.py tests/web/test_schema.py
 
 check: $(INSTALLED)  ## lint, format and type check
 	$(BIN)/ruff check .

@@ -1,0 +1,136 @@
+"""The library that the page searches: an index of `tubelet index`, its files, and heads that people teach on it.
+
+A file is called by its key, a hash of its path; a path that comes from outside is never opened.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tubelet import search, storage
+from tubelet.classify import Head, fit
+from tubelet.errors import ConfigError, DataError
+from tubelet.models._model import Model
+from tubelet.search import Hit, Index
+from tubelet.web.uploads import Refused
+from tubelet.weights.load import load_model
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A stretch of a file of the library. score: how near it is, or the probability of `label` where a head said it."""
+
+    key: str
+    name: str
+    start_seconds: float
+    end_seconds: float
+    score: float
+    label: str
+    text: str
+    gone: bool
+
+
+class Library:
+    """An index, and the model that it was made with. `network`: that model, where it is loaded already."""
+
+    def __init__(self, uri: str, device: str, networks: Sequence[Model] = ()) -> None:
+        self.index = Index.open(uri)
+        about = self.index.about
+        fitting = [network for network in networks if search.fingerprint(network) == about.fingerprint]
+        self.network = fitting[0] if fitting else load_model(about.model_path, device)
+        self.index.check(self.network)
+        self._refresh()
+        # What lies elsewhere is never served, also if a link to it takes the place of a video later.
+        self.roots = {os.path.realpath(os.path.dirname(path)) for path in self.paths.values() if storage.is_plain(path)}
+
+    def _refresh(self) -> None:
+        found = sorted(set(self.index.files().values()))
+        self.paths = {hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:32]: path for path in found}
+        self.keys = {path: key for key, path in self.paths.items()}
+        plain = [os.path.dirname(path) for path in found if storage.is_plain(path)]
+        self.common = os.path.commonpath(plain) if plain else ""
+
+    def about(self) -> dict[str, Any]:
+        """How much it holds, and whether its model reads words."""
+        try:
+            self.network.embed_text(["a video"])
+            reads = True
+        except ConfigError:
+            reads = False
+        return {"windows": len(self.index), "files": len(self.paths), "reads_words": reads, "model": self.network.name}
+
+    def path(self, key: str) -> str:
+        """The file of that key; Refused with 404 where there is none, or it is not where it was indexed."""
+        if key not in self.paths:
+            self._refresh()  # it may have grown
+        path = self.paths.get(key, "")
+        if not path:
+            raise Refused(404, "no such file in the library: a key is 32 hexadecimal digits, as a search answers it")
+        if not storage.is_plain(path):
+            raise Refused(404, "this file lies in a shard or behind an address, and cannot be played from here")
+        if os.path.dirname(os.path.realpath(path)) not in self.roots:
+            raise Refused(404, "this file is not in the library's folders any more")
+        if not os.path.isfile(path):
+            raise Refused(404, "this file has vanished since it was indexed: run `tubelet index` again")
+        return path
+
+    def by_words(self, words: str, top: int) -> list[Moment]:
+        """The moments nearest to a sentence; ConfigError for an empty one, and where the model reads none."""
+        return self._moments(self.index.search(search.text_vector(self.network, words), top))
+
+    def by_video(self, path: Path, start: float | None, end: float | None, top: int) -> list[Moment]:
+        """The moments nearest to a video, to a part of it, or to a picture."""
+        return self._moments(self.index.search(search.video_vector(self.network, path, start, end), top))
+
+    def teach(self, tags: Sequence[tuple[str, float, float, str]], top: int) -> dict[str, Any]:
+        """A linear head from (key, start, end, label) of moments found, and what it says of the whole library: the surest moments
+        of every class, and those of which it is least sure."""
+        begun = time.perf_counter()
+        rows, vectors = self.index.windows()
+        wanted = {(self.paths.get(key, ""), round(start, 3), round(end, 3)): label for key, start, end, label in tags}
+        places = {(row.path, round(row.start_seconds, 3), round(row.end_seconds, 3)): n for n, row in enumerate(rows)}
+        unknown = [place for place in wanted if place not in places]
+        if unknown:
+            raise DataError(f"{len(unknown)} of {len(wanted)} tagged moments are not in the library any more: search again")
+        labels = list(wanted.values())
+        if len(set(labels)) < 2:
+            raise DataError(f"the tags name {len(set(labels))} class: a classifier needs two or more")
+        head = fit(vectors[[places[place] for place in wanted]], labels)
+        chances = head.probabilities(vectors)
+        best, which = chances.max(dim=1)
+        margins = chances.topk(2, dim=1).values.diff(dim=1).neg()[:, 0]
+        tagged = torch.zeros(len(rows), dtype=torch.bool)
+        tagged[[places[place] for place in wanted]] = True
+        surest = [
+            int(n) for label in range(len(head.class_names))
+            for n in _first(torch.where((which == label) & ~tagged, best, -1.0), max(1, top // len(head.class_names)))
+        ]  # fmt: skip
+        uncertain = _first(torch.where(tagged, -1.0, 1 - margins), top)
+        return {
+            "classes": list(head.class_names),
+            "seconds": time.perf_counter() - begun,
+            "surest": [self._moment(rows[n], float(best[n]), head.class_names[int(which[n])]) for n in surest],
+            "uncertain": [self._moment(rows[n], float(best[n]), head.class_names[int(which[n])]) for n in uncertain],
+        }
+
+    def _moments(self, hits: Sequence[Hit]) -> list[Moment]:
+        if any(hit.path not in self.keys for hit in hits):
+            self._refresh()
+        return [self._moment(hit, hit.score, hit.label or "", hit.text or "", hit.gone) for hit in hits]
+
+    def _moment(self, row: Any, score: float, label: str = "", text: str = "", gone: bool = False) -> Moment:
+        name = os.path.relpath(row.path, self.common) if self.common and storage.is_plain(row.path) else row.path
+        return Moment(self.keys[row.path], name, row.start_seconds, row.end_seconds, score, label, text, gone)
+
+
+def _first(values: Tensor, count: int) -> list[int]:
+    """Places of the `count` largest values that are 0 or more."""
+    found, places = values.topk(min(count, len(values)))
+    return [int(place) for value, place in zip(found, places, strict=True) if value >= 0]

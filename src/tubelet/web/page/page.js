@@ -1,0 +1,320 @@
+// The page. It asks the same API as everybody (/openapi.json), keeps what it knows in `state`, and draws from that.
+const $ = (id) => document.getElementById(id);
+const state = { models: [], video: null, hits: [], tags: new Map() };
+
+// make("li", {class: "x"}, child, "text"): an element; text is only ever text.
+function make(name, attributes = {}, ...children) {
+  const svg = ["svg", "path", "line", "title"].includes(name);
+  const element = svg ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
+    else if (value !== false && value != null) element.setAttribute(key, value === true ? "" : value);
+  }
+  element.append(...children);
+  return element;
+}
+
+// The answer of the API, or an Error with its one line.
+async function ask(address, options = {}) {
+  const answer = await fetch(address, options);
+  const value = await answer.json().catch(() => ({}));
+  if (!answer.ok) throw new Error(value.error || `the server answered ${answer.status}`);
+  return value;
+}
+const post = (address, value) => ask(address, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(value) });
+const query = (values) => new URLSearchParams(values).toString();
+const clock = (s) => `${Math.floor(s / 60)}:${(s % 60).toFixed(1).padStart(4, "0")}`;
+const percent = (p) => `${(100 * p).toFixed(1)} %`;
+
+function say(place, text, bad = false) {
+  place.textContent = text;
+  place.classList.toggle("bad", bad);
+}
+const loading = (text) => make("div", { class: "loading" }, make("p", { class: "quiet" }, text), make("progress", { "aria-label": text }));
+const failed = (error) => make("p", { class: "bad" }, error.message);
+const empty = (text) => make("p", { class: "empty" }, text);
+
+// ---- a video -----------------------------------------------------------------------------------------------------
+
+// fetch cannot tell how much it has sent; XMLHttpRequest can.
+function send(file, progress) {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    request.open("POST", "/api/videos");
+    request.upload.onprogress = (e) => e.lengthComputable && progress(e.loaded / e.total);
+    request.onload = () => {
+      let value = {};
+      try { value = JSON.parse(request.responseText); } catch { /* no JSON: the status says it */ }
+      request.status === 201 ? resolve(value) : reject(new Error(value.error || `the server answered ${request.status}`));
+    };
+    request.onerror = () => reject(new Error("the server cannot be reached, or has refused the file: is it too large?"));
+    request.setRequestHeader("Content-Type", "application/octet-stream");
+    request.send(file);
+  });
+}
+
+async function take(file) {
+  const place = $("upload-state");
+  say(place, `sending ${file.name} ...`);
+  try {
+    const video = await send(file, (part) => say(place, `sending ${file.name}: ${Math.round(100 * part)} %`));
+    state.video = video;
+    say(place, `${file.name} is here`);
+    show(URL.createObjectURL(file));
+  } catch (error) {
+    say(place, `${file.name}: ${error.message}`, true);
+  }
+}
+
+function show(address) {
+  const { video } = state, player = $("player");
+  player.src = address;
+  player.hidden = false;
+  $("about").textContent = `${video.seconds.toFixed(1)} s, ${video.frames} frames, ${video.width}x${video.height}, ${video.codec}`;
+  $("like-this").disabled = !state.library;
+  predict();
+  timeline();
+  rebuild();
+  attend();
+}
+
+const shown = (video) => state.video === video; // not another one meanwhile
+
+function seek(player, seconds) {
+  player.currentTime = seconds;
+  player.focus();
+}
+
+async function predict() {
+  const { video } = state;
+  const asked = state.models.filter((model) => model.classes.length);
+  if (!asked.length) return $("answers").replaceChildren(empty("No model here was taught classes."));
+  $("answers").replaceChildren(...asked.map((model) => loading(`${model.name} is looking ...`)));
+  await Promise.all(asked.map(async (model, place) => {
+    let card;
+    try {
+      const found = await ask(`/api/videos/${video.id}/prediction?${query({ model: model.name })}`);
+      card = answer(video, model, found);
+    } catch (error) {
+      card = failed(error);
+    }
+    if (shown(video)) $("answers").children[place].replaceWith(card);
+  }));
+}
+
+function answer(video, model, found) {
+  const bars = found.top.map(({ name, probability }) => make("li", {},
+    make("div", { class: "row" }, make("span", {}, name), make("span", {}, percent(probability))),
+    make("meter", { min: 0, max: 1, value: probability, "aria-label": `${name}: ${percent(probability)}` })));
+  const clips = found.seconds.map((times) => {
+    const some = [0, 1, 2, 3].map((i) => times[Math.round(i * (times.length - 1) / 3)]);
+    const words = `${clock(times[0])} to ${clock(times.at(-1))}`;
+    return make("button", { class: "clip", type: "button", onclick: () => seek($("player"), times[0]) },
+      make("img", { loading: "lazy", alt: `Frames looked at, ${words}`, src: `/api/videos/${video.id}/strip.png?${query({ seconds: some.join(",") })}` }),
+      make("span", {}, words));
+  });
+  return make("div", { class: "answer" }, make("h3", {}, model.name), make("ol", { class: "bars" }, ...bars),
+    ...found.warnings.map((text) => make("p", { class: "quiet" }, text)), make("h3", {}, "Frames it was told from"), ...clips);
+}
+
+// ---- its whole length --------------------------------------------------------------------------------------------
+
+let events = null;
+function timeline() {
+  const { video } = state, place = $("timeline");
+  const model = state.models.find((one) => one.classes.length);
+  events?.close();
+  if (!model) return place.replaceChildren(empty("No model here was taught classes."));
+  const bar = make("progress", { max: 1, value: 0, "aria-label": "part of the video that was looked at" });
+  place.replaceChildren(make("p", { class: "quiet" }, `${model.name} is watching ...`), bar);
+  events = new EventSource(`/api/videos/${video.id}/timeline/events?${query({ model: model.name })}`);
+  events.addEventListener("progress", (e) => { bar.value = JSON.parse(e.data).part; });
+  events.addEventListener("done", (e) => { events.close(); draw(place, video, JSON.parse(e.data)); });
+  events.addEventListener("problem", (e) => { events.close(); place.replaceChildren(failed(new Error(JSON.parse(e.data).error))); });
+  events.onerror = () => { events.close(); place.replaceChildren(failed(new Error("the server cannot be reached, or has too much to do"))); };
+}
+
+function draw(place, video, found) {
+  const most = found.classes.map((name, k) => ({ name, values: found.probabilities.map((row) => row[k]) }))
+    .map((row) => ({ ...row, peak: Math.max(...row.values) })).sort((a, b) => b.peak - a.peak).slice(0, 6);
+  const end = Math.max(video.seconds, found.seconds.at(-1) || 0) || 1;
+  const rows = most.map(({ name, values, peak }) => {
+    const points = values.map((value, i) => `L${(1000 * found.seconds[i] / end).toFixed(1)},${(30 - 30 * value).toFixed(2)}`);
+    const first = (1000 * (found.seconds[0] || 0) / end).toFixed(1), last = (1000 * found.seconds.at(-1) / end).toFixed(1);
+    const at = (x, box) => Math.min(end, Math.max(0, (x - box.left) / box.width * end));
+    const svg = make("svg", {
+      viewBox: "0 0 1000 30", preserveAspectRatio: "none", tabindex: 0, role: "slider", "aria-label": `${name}, at most ${percent(peak)}; arrow keys move, Enter plays`,
+      "aria-valuemin": 0, "aria-valuemax": end.toFixed(1), "aria-valuenow": 0,
+      onclick: (e) => seek($("player"), at(e.clientX, svg.getBoundingClientRect())),
+      onkeydown: (e) => {
+        const player = $("player"), step = { ArrowLeft: -end / 40, ArrowRight: end / 40 }[e.key];
+        if (step) { e.preventDefault(); player.currentTime = Math.min(end, Math.max(0, player.currentTime + step)); }
+        if (e.key === "Enter") player.play();
+      },
+    }, make("path", { d: `M${first},30${points.join("")}L${last},30Z` }), make("line", { class: "now", x1: 0, x2: 0, y1: 0, y2: 30 }));
+    return make("div", { class: "line" }, make("span", { title: name }, name), svg, make("span", { class: "most" }, percent(peak)));
+  });
+  place.replaceChildren(...rows, make("p", { class: "quiet" }, `0 to ${clock(end)}; the number is the highest point`));
+}
+
+function follow() {
+  const end = state.video?.seconds || 1;
+  for (const line of document.querySelectorAll("#timeline .now")) {
+    const x = 1000 * $("player").currentTime / end;
+    line.setAttribute("x1", x);
+    line.setAttribute("x2", x);
+    line.parentNode.setAttribute("aria-valuenow", $("player").currentTime.toFixed(1));
+  }
+}
+
+// ---- hide and rebuild, where it looks -----------------------------------------------------------------------------
+
+// A picture of the API in its place, or the line that says why there is none.
+async function put(place, address, text) {
+  const { video } = state;
+  place.dataset.wanted = address;
+  place.replaceChildren(loading("drawing ..."));
+  const current = () => shown(video) && place.dataset.wanted === address;
+  try {
+    const answer = await fetch(address);
+    if (!answer.ok) throw new Error((await answer.json()).error);
+    const source = URL.createObjectURL(await answer.blob());
+    if (current()) place.replaceChildren(make("div", { class: "wide-picture", tabindex: 0, role: "group", "aria-label": text }, make("img", { src: source, alt: text })));
+  } catch (error) {
+    if (current()) place.replaceChildren(failed(error));
+  }
+}
+
+function rebuild() {
+  const model = state.models.find((one) => one.rebuilds);
+  if (!model) return $("rebuilt").replaceChildren(empty("No model here rebuilds what is hidden: serve that of a pretraining run too."));
+  if (!state.video) return;
+  const values = { model: model.name, ratio: $("ratio").value / 100, mask: $("mask").value, seed: $("seed").value };
+  put($("rebuilt"), `/api/videos/${state.video.id}/reconstruction.png?${query(values)}`,
+    `The clip, the ${100 - $("ratio").value} % of it that ${model.name} was shown (${values.mask} mask), and what it made of that`);
+}
+
+function attend() {
+  const model = state.models.find((one) => one.attends);
+  if (!model) return $("attended").replaceChildren(empty("No model here says where it looks."));
+  if (state.video) put($("attended"), `/api/videos/${state.video.id}/attention.png?${query({ model: model.name })}`, `The clip, and where ${model.name} looks`);
+}
+
+// ---- the library ---------------------------------------------------------------------------------------------------
+
+async function search(question) {
+  const place = $("search-state");
+  say(place, "searching ...");
+  $("hits").replaceChildren();
+  try {
+    const found = await post("/api/search", question);
+    state.hits = found.hits;
+    say(place, found.hits.length ? `${found.hits.length} moments, in ${found.seconds.toFixed(2)} s` : "nothing found: try other words");
+    $("hits").replaceChildren(...found.hits.map((hit) => moment(hit, true)));
+  } catch (error) {
+    say(place, error.message, true);
+  }
+}
+
+function play(hit) {
+  const player = $("moment"), address = `/api/library/${hit.key}/file`;
+  player.hidden = false;
+  if (player.getAttribute("src") !== address) {
+    player.src = address;
+    player.addEventListener("loadedmetadata", () => { player.currentTime = hit.start_seconds; }, { once: true });
+  } else player.currentTime = hit.start_seconds;
+  player.play().catch(() => { /* the browser wants a click on the player first */ });
+  player.scrollIntoView({ block: "nearest" });
+}
+
+function moment(hit, taggable) {
+  const times = [0, 1, 2, 3].map((i) => hit.start_seconds + (hit.end_seconds - hit.start_seconds) * i / 3);
+  const words = `${clock(hit.start_seconds)} to ${clock(hit.end_seconds)}`;
+  const remark = hit.label ? `${hit.label}, ${percent(hit.score)}` : `similarity ${hit.score.toFixed(3)}`;
+  const item = make("li", {});
+  if (hit.gone) item.append(make("p", { class: "gone" }, `${hit.name} is not there any more`));
+  else item.append(make("button", { class: "clip", type: "button", onclick: () => play(hit) },
+    make("img", { loading: "lazy", alt: `${hit.name}, ${words}`, src: `/api/library/${hit.key}/strip.png?${query({ seconds: times.map((t) => t.toFixed(3)).join(",") })}` }),
+    make("strong", {}, hit.name), " ", make("span", {}, `${words}; ${remark}`)));
+  if (taggable) {
+    const id = `${hit.key}@${hit.start_seconds}`, box = make("input", { type: "text", "aria-label": `Tag of ${hit.name}, ${words}`, placeholder: "tag", value: state.tags.get(id)?.label ?? "" });
+    box.addEventListener("change", () => {
+      const label = box.value.trim();
+      label ? state.tags.set(id, { key: hit.key, start_seconds: hit.start_seconds, end_seconds: hit.end_seconds, label }) : state.tags.delete(id);
+      tagged();
+    });
+    item.append(make("div", { class: "tag" }, box));
+  }
+  return item;
+}
+
+function tagged() {
+  const labels = new Set([...state.tags.values()].map((tag) => tag.label));
+  $("teach").disabled = labels.size < 2;
+  $("forget").disabled = !state.tags.size;
+  say($("tag-state"), state.tags.size ? `${state.tags.size} moments tagged, ${[...labels].join(", ")}` : "Tag moments found above with two or more words; a classifier learns from them in seconds.");
+}
+
+async function teach() {
+  say($("tag-state"), "learning ...");
+  try {
+    const found = await post("/api/heads", { tags: [...state.tags.values()] });
+    say($("tag-state"), `learned ${found.classes.join(", ")} from ${state.tags.size} moments in ${found.seconds.toFixed(2)} s; below the surest of the library, and what it knows least`);
+    $("taught").replaceChildren(...found.surest.map((hit) => moment(hit, false)), ...found.uncertain.map((hit) => moment(hit, true)));
+  } catch (error) {
+    say($("tag-state"), error.message, true);
+  }
+}
+
+// ---- the beginning -------------------------------------------------------------------------------------------------
+
+function listen() {
+  const drop = $("drop");
+  for (const kind of ["dragover", "dragleave", "drop"]) {
+    document.addEventListener(kind, (e) => {
+      e.preventDefault();
+      drop.classList.toggle("over", kind === "dragover");
+      if (kind === "drop" && e.dataTransfer.files.length) take(e.dataTransfer.files[0]);
+    });
+  }
+  $("file").addEventListener("change", (e) => e.target.files.length && take(e.target.files[0]));
+  $("player").addEventListener("timeupdate", follow);
+  $("player").addEventListener("seeking", follow);
+  let waiting = 0;
+  for (const [id, unit] of [["ratio", " %"], ["seed", ""]]) {
+    $(id).addEventListener("input", () => {
+      $(`${id}-shown`).textContent = $(id).value + unit;
+      clearTimeout(waiting);
+      waiting = setTimeout(rebuild, 150); // not for every pixel that a slider moves
+    });
+  }
+  $("mask").addEventListener("change", rebuild);
+  $("search").addEventListener("submit", (e) => {
+    e.preventDefault();
+    search({ words: $("words").value });
+  });
+  $("like-this").addEventListener("click", () => search({ video: state.video.id }));
+  $("teach").addEventListener("click", teach);
+  $("forget").addEventListener("click", () => { state.tags.clear(); $("taught").replaceChildren(); tagged(); });
+}
+
+async function begin() {
+  listen();
+  try {
+    const [models, masks, library] = await Promise.all([ask("/api/models"), ask("/api/masks"), ask("/api/library")]);
+    state.models = models;
+    state.library = library.windows > 0;
+    $("mask").replaceChildren(...masks.map((name) => make("option", { value: name }, name.replaceAll("_", " "))));
+    $("serving").textContent = models.map((m) => `${m.name} (${m.variant}${m.classes.length ? `, ${m.classes.length} classes` : ""})`).join(" · ");
+    $("library").hidden = !state.library;
+    if (!state.library) document.querySelector('nav a[href="#library"]').remove();
+    else say($("search-state"), `${library.windows} moments of ${library.files} files`);
+    $("words").disabled = !library.reads_words;
+    if (!library.reads_words) $("words").placeholder = "the library's model reads no words: search by a video";
+    rebuild();
+    attend();
+  } catch (error) {
+    say($("serving"), error.message, true);
+  }
+}
+begin();

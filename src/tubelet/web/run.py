@@ -1,0 +1,124 @@
+"""One process that serves: opens the models, says where it is, and ends in good order."""
+
+import ipaddress
+import os
+import secrets
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tubelet.errors import CheckpointError, ConfigError, MissingExtraError
+from tubelet.web.uploads import Limits, Uploads
+
+GRACE_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Settings:
+    """See `tubelet serve`; its flags are these."""
+
+    host: str = "127.0.0.1"
+    port: int = 8765
+    token: str = ""
+    folder: str = ""
+    library: str = ""
+    device: str = "auto"
+    batch: int = 8
+    workers: int | None = None
+    places: int = 32
+    timeout: float = 300.0
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch", 1), ("places", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}: it must be {least} or more")
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(f"workers is {self.workers}: it must be 1 or more")
+        if not 0 <= self.port < 65536:
+            raise ConfigError(f"port is {self.port}: it must be from 0 (any free one) to 65535")
+        for name in ("megabytes", "seconds", "megapixels"):
+            if not getattr(self.limits, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self.limits, name)}: it must be above 0")
+        if self.timeout <= 0:
+            raise ConfigError(f"timeout is {self.timeout}: it must be above 0")
+
+
+def run(models: Sequence[tuple[str, str]], settings: Settings, say: Callable[[str], None]) -> int:
+    """Serve (name, path) models until a signal ends it; gives the exit code. Raises CheckpointError and ConfigError before it
+    listens."""
+    try:
+        import uvicorn
+
+        from tubelet.web.app import Options, make_app
+    except ImportError as error:
+        raise MissingExtraError(f'the page needs {error.name}: pip install "tubelet[serve]"') from error
+    from tubelet.web.work import open_model
+
+    names = [name for name, _ in models]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"two models are called {twice!r}: give one a name of its own, as in other={models[-1][1]}")
+    own = is_own(settings.host)
+    token = settings.token or ("" if own else secrets.token_urlsafe(24))
+    listening = listen(settings.host, settings.port)
+    port = listening.getsockname()[1]
+    hosts = ("127.0.0.1", "localhost", "[::1]") if own else ("*",)
+    workers = settings.workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    folder = Path(settings.folder) if settings.folder else Path(tempfile.mkdtemp(prefix="tubelet-"))
+    try:
+        served = [open_model(path, name, settings.device, settings.batch) for name, path in models]
+        try:
+            uploads = Uploads(folder, settings.limits)
+        except OSError as error:
+            raise CheckpointError(f"cannot keep uploads in {folder}: {error.strerror}; name another --folder") from error
+        app = make_app(served, uploads, Options(hosts, token, workers, settings.places, settings.timeout))
+        shown = f"[{settings.host}]" if ":" in settings.host else settings.host
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_SECONDS
+            )
+        )
+        print(f"http://{shown}:{port}/" + (f"?token={token}" if token else ""), flush=True)
+        say("Ctrl-C ends it")
+        # uvicorn raises the signal that ended it once more when it is done: it is how one ends a server, and no mishap.
+        before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+        server.run(sockets=[listening])
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        say("ended")
+        return 0
+    finally:
+        listening.close()
+        if not settings.folder:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_own(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; ConfigError where it cannot."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        opened = socket.socket(family, kind, protocol)
+        try:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            opened.bind(address)
+            opened.listen(128)
+        except OSError:
+            opened.close()
+            raise
+    except OSError as error:
+        why = f"cannot listen at {host} port {port}: {error.strerror}"
+        raise ConfigError(f"{why}; choose another --port (0 takes a free one), or --host") from error
+    return opened

@@ -1,0 +1,270 @@
+"""The API answers what the library answers, refuses with one line, and tells nobody else's page anything."""
+
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import av
+import pytest
+import torch
+
+import tubelet
+from tubelet.video.write import write_video
+
+
+@pytest.fixture(scope="module")
+def video(motion_folder: Path) -> Path:
+    return sorted(motion_folder.glob("val/*/*.mp4"))[0]
+
+
+def send(client, data: bytes) -> dict:
+    answer = client.post("/api/videos", content=data)
+    assert answer.status_code == 201, answer.text
+    return answer.json()
+
+
+def test_a_prediction_is_that_of_the_library(client, model_folders, video):
+    upload = send(client, video.read_bytes())
+    assert upload["id"] == hashlib.sha256(video.read_bytes()).hexdigest() and upload["frames"] == 16
+    for name in ("classifier", "frames"):
+        answer = client.get(f"/api/videos/{upload['id']}/prediction", params={"model": name, "clips": 3, "top": 2}).json()
+        expected = tubelet.load(model_folders[name]).predict(video, clips=3, top=2)
+        assert [row["name"] for row in answer["top"]] == [found for found, _ in expected.top]
+        assert [row["probability"] for row in answer["top"]] == pytest.approx([p for _, p in expected.top], abs=1e-5)
+        assert answer["seconds"] == [list(clip) for clip in expected.seconds] and answer["model"] == name
+
+
+def test_the_same_question_is_answered_once(client, video):
+    id = send(client, video.read_bytes())["id"]
+    first = client.get(f"/api/videos/{id}/prediction").json()
+    clips = next(line for line in client.get("/metrics").text.splitlines() if line.startswith('tubelet_clips{model="classifier"}'))
+    assert client.get(f"/api/videos/{id}/prediction").json() == first and first["model"] == "classifier"
+    assert clips in client.get("/metrics").text and float(clips.split()[1]) == 15  # 5 clips of 3 crops, once
+
+
+@pytest.mark.parametrize(
+    "what", ["strip.png?seconds=0,0.5,1", "reconstruction.png?ratio=0.5&mask=random&seed=3", "attention.png"]
+)
+def test_pictures_are_pictures(client, video, what):
+    id = send(client, video.read_bytes())["id"]
+    answer = client.get(f"/api/videos/{id}/{what}")
+    assert answer.status_code == 200 and answer.headers["content-type"] == "image/png"
+    with av.open(__import__("io").BytesIO(answer.content)) as picture:
+        frame = next(picture.decode(video=0))
+    assert frame.width > 90 and frame.height >= 32
+    if what.startswith("strip"):
+        assert (frame.width, frame.height) == (3 * 32, 32)  # small videos are not enlarged
+
+
+def test_the_mask_and_its_ratio_change_the_reconstruction(client, video):
+    id = send(client, video.read_bytes())["id"]
+    pictures = {client.get(f"/api/videos/{id}/reconstruction.png?{query}").content
+                for query in ("ratio=0.5", "ratio=0.9", "ratio=0.5&mask=random", "ratio=0.5&mask=random&seed=1")}  # fmt: skip
+    assert len(pictures) == 4
+
+
+def test_a_picture_can_be_dropped_too(client, tmp_path):
+    write_video(tmp_path / "one.mp4", torch.randint(256, (1, 3, 48, 64), dtype=torch.uint8), fps=1)
+    id = send(client, (tmp_path / "one.mp4").read_bytes())["id"]
+    answer = client.get(f"/api/videos/{id}/prediction").json()
+    assert "the last frame was repeated" in answer["warnings"][0]
+
+
+def test_bytes_are_served_in_ranges(client, video):
+    data = video.read_bytes()
+    id = send(client, data)["id"]
+    part = client.get(f"/api/videos/{id}/file", headers={"Range": "bytes=100-199"})
+    assert (part.status_code, part.content, part.headers["content-range"]) == (206, data[100:200], f"bytes 100-199/{len(data)}")
+    assert client.get(f"/api/videos/{id}/file").content == data
+    assert client.get(f"/api/videos/{id}/file", headers={"Range": "bytes=99999999-"}).status_code == 416
+
+
+def test_what_is_refused_says_why_and_leaves_nothing(client, tmp_path):
+    write_video(tmp_path / "long.mp4", torch.zeros(24, 3, 32, 32, dtype=torch.uint8), fps=2)
+    write_video(tmp_path / "large.mp4", torch.zeros(2, 3, 400, 400, dtype=torch.uint8), fps=2)
+    before = set((tmp_path / "uploads").iterdir())
+    for data, status, why in [
+        (b"", 422, "the file is empty (0 bytes): choose a video, or a picture"),
+        (b"hello " * 100, 415, "this cannot be read as a video or a picture"),
+        (bytes(1_000_001), 413, "at most 1 MB are taken"),
+        (iter([bytes(600_000)] * 2), 413, "more than 1 MB"),  # without a Content-Length
+        ((tmp_path / "long.mp4").read_bytes(), 422, "lasts 12 s, at most 10 s are taken"),
+        ((tmp_path / "large.mp4").read_bytes(), 422, "its pictures are 400x400, at most 0.1 megapixels"),
+    ]:
+        answer = client.post("/api/videos", content=data)
+        assert answer.status_code == status and why in answer.json()["error"], answer.text
+        assert str(tmp_path) not in answer.text
+    assert set((tmp_path / "uploads").iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("address", "status", "why"),
+    [
+        ("/api/videos/..%2f..%2fetc%2fpasswd/file", 404, "Not Found"),
+        ("/api/videos/passwd/file", 404, "an id is 64 hexadecimal digits"),
+        (f"/api/videos/{'0' * 64}", 404, "never uploaded"),
+        (f"/api/videos/{'0' * 64}/prediction?model=clasifier", 422, "did you mean 'classifier'"),
+        (f"/api/videos/{'0' * 64}/prediction?clips=0", 422, "clips: Input should be greater than or equal to 1"),
+        ("/api/nothing", 404, "Not Found: GET /api/nothing"),
+    ],
+)
+def test_wrong_questions_get_one_line(client, address, status, why):
+    answer = client.get(address)
+    assert answer.status_code == status and why in answer.json()["error"], answer.text
+    assert "\n" not in answer.json()["error"]
+
+
+def test_a_model_that_cannot_says_which_could(client, video):
+    id = send(client, video.read_bytes())["id"]
+    answer = client.get(f"/api/videos/{id}/reconstruction.png?model=classifier")
+    assert answer.status_code == 422 and "classifier has no decoder" in answer.json()["error"]
+    answer = client.get(f"/api/videos/{id}/prediction?model=autoencoder")
+    assert answer.status_code == 422 and "never taught classes" in answer.json()["error"]
+    answer = client.get(f"/api/videos/{id}/strip.png?seconds=99")
+    assert answer.status_code == 422 and "99 s was asked for" in answer.json()["error"]
+
+
+def test_every_answer_forbids_what_the_page_does_not_need(client):
+    for address in ("/", "/page.js", "/page.css", "/api/models", "/nothing"):
+        headers = client.get(address).headers
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
+        assert headers["x-content-type-options"] == "nosniff" and headers["x-frame-options"] == "DENY"
+
+
+def test_the_page_asks_no_other_host_and_is_small():
+    folder = Path(tubelet.__file__).parent / "web" / "page"
+    pages = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir() if path.suffix in (".html", ".js", ".css")}
+    assert sum(len(text.encode()) for text in pages.values()) < 150_000
+    for name, text in pages.items():
+        assert "//" not in text.replace("http://www.w3.org/2000/svg", "").replace("// ", ""), name
+    assert "<script>" not in pages["index.html"] and "style=" not in pages["index.html"] and "onclick=" not in pages["index.html"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"host": "evil.example"}, 400),
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"origin": "http://localhost:8765"}, 200),
+    ],
+)
+def test_pages_of_others_are_refused(client, headers, status):
+    assert client.get("/api/models", headers=headers).status_code == status
+
+
+def test_a_full_house_says_when_to_come_again(model_folders, tmp_path, video):
+    from starlette.testclient import TestClient
+
+    from tubelet.web.app import Options, make_app
+    from tubelet.web.uploads import Limits, Uploads
+    from tubelet.web.work import open_model
+
+    served = [open_model(model_folders["classifier"], "classifier", "cpu")]
+    app = make_app(served, Uploads(tmp_path / "uploads", Limits()), Options(places=0))
+    with TestClient(app, base_url="http://localhost") as client:
+        answer = client.post("/api/videos", content=video.read_bytes())
+        assert answer.status_code == 429 and answer.headers["retry-after"] == "1"
+        assert client.get("/healthz").status_code == 200
+
+
+def test_room_is_made_by_the_oldest(tmp_path, model_folders):
+    import asyncio
+
+    from tubelet.web.uploads import Limits, Refused, Uploads
+
+    async def once(data: bytes):
+        yield data
+
+    videos = []
+    for number in range(3):
+        write_video(tmp_path / "a.mp4", torch.randint(256, (4, 3, 64, 64), dtype=torch.uint8), fps=4)
+        videos.append((tmp_path / "a.mp4").read_bytes())
+    uploads = Uploads(tmp_path / "uploads", Limits(gigabytes_kept=(len(videos[0]) + len(videos[1]) + len(videos[2]) - 1) / 1e9))
+    ids = []
+    for place, data in enumerate(videos):
+        ids.append(asyncio.run(uploads.receive(once(data), None)).id)
+        uploads.cached(ids[-1], ("a",), lambda: b"answer")
+        os.utime(uploads.path(ids[-1]), (place, place))
+    with pytest.raises(Refused, match="made room for newer ones"):
+        uploads.path(ids[0])
+    assert not list((tmp_path / "uploads").glob(f"{ids[0]}*"))
+    assert uploads.path(ids[1]).exists() and uploads.path(ids[2]).exists()
+
+
+def get(address: str, **headers: str) -> tuple[int, bytes]:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=60) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def test_another_address_than_its_own_wants_a_token(serve):
+    address, process = serve("--host", "0.0.0.0")
+    base, _, query = address.replace("0.0.0.0", "127.0.0.1").partition("?")
+    token = query.removeprefix("token=")
+    assert len(token) >= 32
+    assert get(f"{base}api/models")[0] == 401 and get(base)[0] == 401 and get(f"{base}api/models?token=wrong")[0] == 401
+    assert get(f"{base}healthz")[0] == 200
+    assert get(f"{base}?{query}")[0] == 200
+    assert get(f"{base}api/models", Authorization=f"Bearer {token}")[0] == 200
+    assert get(f"{base}api/models", Cookie=f"tubelet_token={token}")[0] == 200
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
+
+
+def test_it_finishes_what_it_began_and_forgets_whoever_left(serve, tmp_path):
+    address, process = serve("--workers", "1")
+    write_video(tmp_path / "long.mp4", torch.randint(256, (900, 3, 96, 96), dtype=torch.uint8), fps=30)
+    request = urllib.request.Request(f"{address}api/videos", data=(tmp_path / "long.mp4").read_bytes(), method="POST")
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        id = __import__("json").load(answer)["id"]
+
+    # Somebody asks for much and leaves: the work ends, and the next is answered.
+    with socket.create_connection(("127.0.0.1", int(address.rsplit(":", 1)[1].strip("/"))), timeout=60) as gone:
+        gone.sendall(f"GET /api/videos/{id}/prediction?clips=32&model=classifier HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        time.sleep(0.3)
+    status, _ = get(f"{address}api/videos/{id}/prediction?clips=2&model=frames")
+    assert status == 200
+    until = time.monotonic() + 60
+    while b"tubelet_requests_in_progress 0.0" not in get(f"{address}metrics")[1]:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+    # A signal in the middle of a request: it is still answered, and the process ends with 0.
+    words = [sys.executable, "-c", "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1]).status)"]
+    asking = subprocess.Popen([*words, f"{address}api/videos/{id}/prediction?clips=30&model=classifier"], stdout=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while b"tubelet_requests_in_progress 1.0" not in get(f"{address}metrics")[1]:
+        assert time.monotonic() < until and asking.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert asking.communicate(timeout=120)[0].strip() == "200"
+    assert process.wait(timeout=60) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        ([], "no model given"),
+        (["nowhere"], "no model at nowhere"),
+        (["MODEL", "MODEL"], "two models are called 'classifier'"),
+        (["MODEL", "--port", "99999"], "port is 99999"),
+        (["MODEL", "--batch", "0"], "batch is 0"),
+        (["MODEL", "--host", "192.0.2.1"], "cannot listen at 192.0.2.1"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line(flags, why, model_folders, capsys):
+    from tubelet.cli import main
+
+    assert main(["serve", *(str(model_folders["classifier"]) if flag == "MODEL" else flag for flag in flags)]) == 2
+    error = capsys.readouterr().err
+    assert why in error and error.count("\n") == 1, error

@@ -1,0 +1,121 @@
+"""A person in a real browser: what they drop, click and type, and what the page says to them."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="the page is tested in a browser by `make test-browser`")
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+if CHROMIUM is None:
+    pytest.skip("no Chromium here: `make test-browser` installs it", allow_module_level=True)
+
+from playwright.sync_api import Page, expect
+
+from tubelet.video.write import write_video
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    with sync_api.sync_playwright() as playwright:
+        made = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def page(browser, serve: Callable[..., tuple[str, object]]) -> Iterator[Page]:
+    """The page of a server that takes files of 1 MB; whatever the browser complains about fails the test."""
+    address, _ = serve("--megabytes", "1")
+    made = browser.new_page(viewport={"width": 1440, "height": 900})
+    complaints: list[str] = []
+    made.on("pageerror", lambda error: complaints.append(str(error)))
+    made.on("request", lambda request: complaints.append(request.url) if not request.url.startswith((address, "blob:", "data:")) else None)
+    made.on("console", lambda message: complaints.append(message.text) if "Content Security Policy" in message.text else None)
+    made.goto(address)
+    expect(made.locator("#serving")).to_contain_text("classifier")
+    yield made
+    made.close()
+    assert not complaints
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("video") / "forty frames.mp4"
+    write_video(path, torch.randint(256, (40, 3, 64, 64), dtype=torch.uint8), fps=10)
+    return path
+
+
+def test_a_dropped_video_is_answered_by_every_model_with_the_frames(page: Page, video: Path):
+    page.set_input_files("#file", video)
+    expect(page.locator("#upload-state")).to_have_text("forty frames.mp4 is here")
+    expect(page.locator(".answer")).to_have_count(2)
+    expect(page.locator(".answer h3").first).to_have_text("classifier")
+    expect(page.locator(".answer").first.locator(".bars li")).to_have_count(3)
+    clip = page.locator(".answer").first.locator("button.clip").nth(4)
+    picture = clip.locator("img")
+    picture.scroll_into_view_if_needed()
+    page.wait_for_function("e => e.complete && e.naturalWidth > 0", arg=picture.element_handle())
+    clip.click()
+    assert page.evaluate("document.querySelector('#player').currentTime") == pytest.approx(3.2, abs=0.11)
+
+
+def test_sliders_change_the_reconstruction(page: Page, video: Path):
+    page.set_input_files("#file", video)
+    picture = page.locator("#rebuilt img")
+    expect(picture).to_be_visible()
+    before = picture.get_attribute("src")
+    assert before and "90 %" in page.locator("#ratio-shown").inner_text()
+    page.locator("#ratio").fill("50")
+    expect(page.locator("#ratio-shown")).to_have_text("50 %")
+    expect(picture).to_have_attribute("alt", "The clip, the 50 % of it that autoencoder was shown (tube mask), and what it made of that")
+    page.locator("#mask").select_option("frame")
+    expect(picture).to_have_attribute("alt", "The clip, the 50 % of it that autoencoder was shown (frame mask), and what it made of that")
+    assert picture.get_attribute("src") != before
+    expect(page.locator("#attended img")).to_be_visible()
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "why"),
+    [
+        ("notes.txt", b"not a video at all\n" * 50, "notes.txt: this cannot be read as a video or a picture"),
+        ("nothing.mp4", b"", "nothing.mp4: the file is empty (0 bytes): choose a video, or a picture"),
+        ("large.mp4", bytes(1_200_000), "large.mp4: the file has 1.2 MB, at most 1 MB are taken"),
+    ],
+)
+def test_what_is_no_video_is_told_on_the_page(page: Page, name: str, data: bytes, why: str):
+    page.set_input_files("#file", {"name": name, "mimeType": "application/octet-stream", "buffer": data})
+    state = page.locator("#upload-state")
+    expect(state).to_contain_text(why)
+    expect(state).to_have_class("state bad")
+    expect(page.locator("#player")).to_be_hidden()
+
+
+def test_the_keyboard_is_enough(page: Page, video: Path):
+    page.set_input_files("#file", video)
+    expect(page.locator(".answer")).to_have_count(2)
+    seen = []
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        seen.append(page.evaluate("(e => e.id || e.className.baseVal || e.className || e.tagName)(document.activeElement)"))
+        if seen[-1] == "clip":
+            break
+    assert seen[0] == "skip" and "file" in seen and seen[-1] == "clip", seen
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "player"
+    page.locator("#ratio").focus()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#ratio-shown")).to_have_text("85 %")
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1440, "light")])
+def test_nothing_is_wider_than_the_screen(page: Page, video: Path, width: int, scheme: str):
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 844})
+    page.set_input_files("#file", video)
+    expect(page.locator(".answer")).to_have_count(2)
+    expect(page.locator("#rebuilt img")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
