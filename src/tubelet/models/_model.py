@@ -48,6 +48,10 @@ class Model(nn.Module):
         """What stays trainable when everything but the head is frozen."""
         raise NotImplementedError
 
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token ids int64 (B,L), what `forward` takes as `text`; ConfigError without a text encoder."""
+        raise ConfigError(f"{self.name} reads no text: a model that was taught with captions does (`tubelet align`)")
+
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         """float32 (B,width) of unit length, one row a text, in the space of "embedding"; ConfigError without a text encoder."""
-        raise ConfigError(f"{self.name} reads no text: a model that was taught with captions does (`tubelet align`)")
+        return self.tokenize(texts)  # says so

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from tubelet import models
 from tubelet.errors import ConfigError
 from tubelet.find import choose
+from tubelet.models import frame_vit
 from tubelet.models._model import Model
 from tubelet.models._text import TextEncoder
 from tubelet.models._tokens import Triple, sine_cosine_positions
@@ -37,7 +38,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "video_text_tiny": dict(video="videomae_tiny", text=dict(width=192, depth=4, heads=3), width=192),
     "video_text_small": dict(video="videomae_small", text=dict(width=384, depth=6, heads=6), width=256),
     "video_text_base": dict(video="videomae_base", text=dict(width=512, depth=12, heads=8), width=512),
+    # CLIP ViT-B/32, frame by frame; `tubelet weights begin CLIP OUT --model clip_base_32` fills it.
+    "clip_base_32": dict(
+        video="frame_vit_base_32", text=dict(width=512, depth=12, heads=8, vocabulary=49408, gelu="quick"), width=512
+    ),
 }
+CLIPS = {"clip_base_32": frame_vit.CLIP}
 POOLS = ("mean", "temporal", "attention")
 FREEZE = ("", "video", "text", "both")
 LARGEST_SCALE = 100.0  # of the logits, as in CLIP: beyond it training is not stable
@@ -94,8 +100,22 @@ class AttentionPool(nn.Module):
     def forward(self, tokens: Tensor, slots: int) -> Tensor:
         """(B,N,D) -> (B,D)."""
         k, v = self.kv(self.norm(tokens)).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B,A,N,D/A)
-        q = self.query.to(k.dtype).view(self.heads, 1, -1).expand(len(tokens), -1, -1, -1)
+        q = self.query.to(k.dtype).view(self.heads, 1, -1).expand(tokens.shape[0], -1, -1, -1)
         return self.proj(attend(q, k, v)[:, :, 0].flatten(1))
+
+
+class Matcher(nn.Module):
+    """Does a text belong to a video? Both vectors and their product through two layers (the head of objectives/contrastive.py)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(3 * width, width)
+        self.fc2 = nn.Linear(width, 1)
+
+    def forward(self, video: Tensor, text: Tensor) -> Tensor:
+        """(...,E) and (...,E) of length 1 -> logits (...)."""
+        both = torch.cat([video, text, video * text * video.shape[-1] ** 0.5], dim=-1) * video.shape[-1] ** 0.5
+        return self.fc2(F.gelu(self.fc1(both)))[..., 0]
 
 
 class VideoText(Model):
@@ -108,12 +128,13 @@ class VideoText(Model):
     pool_heads, pool_depth  of the pool, where it has them
     freeze                the tower that keeps its weights: "", "video", "text" or "both"; pool and projections learn
     temperature           the first value; the logits are inner products divided by it
+    matching              with the head for `contrastive.matching`
     """
 
     def __init__(
         self, name: str, spec: ClipSpec, class_names: tuple[str, ...] = (), *, video: str, text: dict[str, Any], width: int,
         video_options: dict[str, Any] | None = None, pool: str = "mean", pool_heads: int = 4, pool_depth: int = 2,
-        freeze: str = "", temperature: float = 0.07,
+        freeze: str = "", temperature: float = 0.07, matching: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.name, self.spec, self.class_names, self.width = name, spec, class_names, width
@@ -140,9 +161,11 @@ class VideoText(Model):
             text = self.text.options
             self.project_text = nn.Linear(self.text.width, width, bias=False)
             self.log_scale = nn.Parameter(torch.empty(()))
+            if matching:  # in a list, so that FSDP2 makes it a unit of its own: it is called outside of `forward`
+                self.matching = nn.ModuleList([Matcher(width)])
         self.options: dict[str, Any] = dict(
             video=video, text=text, width=width, video_options=self.video.options, pool=pool, pool_heads=pool_heads,
-            pool_depth=pool_depth, freeze=choose(freeze, FREEZE, "freeze"), temperature=temperature,
+            pool_depth=pool_depth, freeze=choose(freeze, FREEZE, "freeze"), temperature=temperature, matching=matching,
         )  # fmt: skip
         self.frozen: list[nn.Module] = [self.video] if freeze in ("video", "both") else []
         if freeze in ("text", "both") and not class_names:
@@ -160,6 +183,10 @@ class VideoText(Model):
             self.text.init_weights()
             nn.init.normal_(self.project_text.weight, std=self.text.width**-0.5)
             nn.init.constant_(self.log_scale, -math.log(self.options["temperature"]))
+            for layer in self.matching.modules() if self.options["matching"] else ():
+                if isinstance(layer, nn.Linear):
+                    nn.init.xavier_uniform_(layer.weight)
+                    nn.init.zeros_(layer.bias)
         else:
             nn.init.trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
@@ -214,7 +241,7 @@ class VideoText(Model):
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Token ids int64 (B,L) for `forward`; ConfigError for an empty text and for a model that reads none."""
         if self.class_names:
-            return super().embed_text(texts)  # says so
+            return super().tokenize(texts)  # says so
         return self.text.tokenize(texts)
 
     @torch.no_grad()

@@ -18,6 +18,7 @@ from tubelet import find
 from tubelet.errors import ConfigError
 from tubelet.loading import LoaderConfig
 from tubelet.objectives.classify import ClassifyConfig
+from tubelet.objectives.contrastive import ContrastiveConfig
 from tubelet.objectives.masked import MaskedConfig
 from tubelet.records import ClipSpec
 from tubelet.video.augment import AugmentConfig
@@ -155,11 +156,13 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A whole run. The section named like the objective holds its settings; `init` is a model to start from."""
+    """A whole run. The section named like the objective holds its settings; `init` is a model to start from, `init_text` a folder
+    with a CLIP or sentence-embedding model (transformers' layout) that the text tower starts from."""
 
     out: str
     objective: str = "masked"
     init: str | None = None
+    init_text: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
     clip: ClipSpec = field(default_factory=ClipSpec)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -168,6 +171,7 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     masked: MaskedConfig = field(default_factory=MaskedConfig)
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:

@@ -33,6 +33,7 @@ from tubelet.train.log import Log, Progress, environment, say
 from tubelet.train.meter import Meter
 from tubelet.weights.load import load_model, transfer
 from tubelet.weights.save import save as save_model
+from tubelet.weights.text import begin as begin_text
 
 SECONDS_BETWEEN_CHECKPOINTS = 180.0
 
@@ -86,9 +87,10 @@ class Run:
         self.precision = choose_precision(config.run.precision, self.device)
         set_up(self.device, config.run.deterministic, config.run.threads)
 
-        self.train_set, self.val_set = data.load(config.data, self.objective.NEEDS_LABELS)
+        texts = getattr(self.objective, "NEEDS_TEXT", False)
+        self.train_set, self.val_set = data.load(config.data, self.objective.NEEDS_LABELS, texts)
         videos = len(self.train_set.examples)
-        facts = {"videos": videos, "fingerprint": data.fingerprint(self.train_set)}
+        facts = {"videos": videos, "fingerprint": data.fingerprint(self.train_set, texts)}
         self.environment = environment(self.device, self.precision, facts)
         folder.check_data(self.out, self.environment)
         self.loader = TrainLoader(
@@ -338,6 +340,9 @@ def new_model(config: TrainConfig, train_set: Dataset, with_classes: bool, start
     if config.init and start:
         fresh = transfer(load_model(config.init), model)
         say(f"starting from {config.init}" + (f"; new: {', '.join(fresh)}" if fresh else ""))
+    if config.init_text and start:
+        begin_text(model, config.init_text)
+        say(f"the text tower starts from {config.init_text}")
     return model
 
 
