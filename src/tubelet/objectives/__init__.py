@@ -6,5 +6,14 @@ An objective file has:
 - `loss(model, batch, config, generator)` -> (loss, numbers): a mean over the batch, and what is worth logging, as tensors;
 - `measure(model, batch, config, generator)` -> {name: (B,)}: one number per clip, averaged over the validation clips.
 
+and may have, where it needs them:
+- `options(config)` -> {name: value}: options of the model that it cannot do without, such as a vocabulary;
+- `prepare(model, clips, config, generator)`: what it learns from batches of training clips before the first step, into buffers
+  of the model; the first process does it for all;
+- `facts(config)` -> {name: value}, JSON-able: what it reads beside the data, such as a teacher; kept with the run and its model,
+  and a run goes on only while they are the same;
+- `terms(model, batch, config, generator)` -> {name: function that gives a loss}, where the loss is a sum of several. The log then
+  has the norm of each term's gradient.
+
 `batch` is on the model's device, `generator` is a CPU generator that the caller has seeded for this step.
 """

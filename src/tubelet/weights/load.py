@@ -92,15 +92,16 @@ def rebuild(description: dict[str, Any], where: str | Path) -> Model:
 
 
 # What may differ between a pretrained encoder and the classifier made from it: (only in the source, only in the target).
-_DROPPED = ("decoder.", "norm.", "fc_norm.", "pooler.", "head.")
-_FRESH = ("fc_norm.", "pooler.", "head.")
+_DROPPED = ("decoder.", "students.", "vocabulary.", "norm.", "fc_norm.", "pooler.", "head.")
+_FRESH = ("students.", "vocabulary.", "fc_norm.", "pooler.", "head.")
 
 
 def transfer(source: Model, target: Model) -> list[str]:
     """Copy the weights of `source` into `target`, and give back the names that keep their first values (the head's).
 
-    Made for fine-tuning: the pretraining decoder is left behind, fc_norm, pooler and head are new (or carried over when both models
-    tell the same classes). Anything else that differs is a CheckpointError that names it.
+    Made for fine-tuning: the decoders and the vocabulary of pretraining are left behind; fc_norm, pooler and head are new (or
+    carried over when both models tell the same classes), and so are teachers and vocabulary that only the target has. Anything
+    else that differs is a CheckpointError that names it.
     """
     if source.name != target.name:
         raise CheckpointError(f"the weights are of {source.name}, the run wants {target.name}: drop --model or set it alike")
