@@ -29,14 +29,18 @@ def made(name: str) -> tuple[ModuleType, Any, Model]:
     objective = find.module("tubelet.objectives", name)
     config = CONFIGS.get(name, objective.Config())
     needed = objective.options(config) if hasattr(objective, "options") else {}
-    model = models.build("videomae_tiny", SPEC, ("x", "y") if objective.NEEDS_LABELS else (), **SMALL, **needed)
+    name, sizes = "videomae_tiny", SMALL | needed
+    if getattr(objective, "NEEDS_TEXT", False) is True:
+        name, sizes = "video_text_tiny", dict(video_options=SMALL | needed, text=dict(width=16, depth=1, heads=2), width=16)
+    model = models.build(name, SPEC, ("x", "y") if objective.NEEDS_LABELS else (), **sizes)
     return objective, config, model
 
 
 @pytest.fixture
 def clips() -> Batch:
     frames = torch.randint(0, 256, (6, 4, 3, 32, 32), dtype=torch.uint8)
-    return Batch(frames, torch.zeros(6, 4, dtype=torch.float64), list("abcdef"), torch.tensor([0, 1, 0, 1, 0, 1]))
+    labels, texts = torch.tensor([0, 1, 0, 1, 0, 1]), [f"the clip called {name}" for name in "abcdef"]
+    return Batch(frames, torch.zeros(6, 4, dtype=torch.float64), list("abcdef"), labels, texts=texts)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -46,10 +46,9 @@ def check_read(objective: str, dotted: Mapping[str, Any]) -> None:
     for name in dotted:
         section, _, rest = name.partition(".")
         if section in find.names("tubelet.objectives") and section != objective:
-            own = [f"{objective}.{name}", f"{objective}.{rest}"]
-            hint = next(
-                (f": did you mean {_flag(one)!r}?" for one in own if one in setting_names()), f", or set --objective {section}"
-            )
+            own = (f"{objective}.{name}", f"{objective}.{rest}")
+            near = [f": did you mean {_flag(one)!r}?" for one in own if one in setting_names()]
+            hint = near[0] if near else f", or set --objective {section}"
             raise ConfigError(f"{_flag(name)!r} says nothing to a run whose objective is {objective}{hint}")
 
 

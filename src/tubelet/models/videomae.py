@@ -98,10 +98,11 @@ class VideoMAE(Model):
     """Encoder with either a decoder (pretraining) or a classification head.
 
     patch and tubelet are the pixels and frames of one token. `position_grid` is the token grid the position table was made
-    for; on another grid the table is interpolated. vocabulary is the number of discrete tokens (0: none), teachers the width
-    of the features that are predicted in place of pixels (0: of pixels), by a name for each. positions is "1d" or "3d" (see POSITIONS) and first_values "xavier" or
+    for; on another grid the table is interpolated. positions is "1d" or "3d" (see POSITIONS) and first_values "xavier" or
     "mimetic" (see Attention.init_mimetic): the first of each is the paper's, the second learns from fewer clips. The eps of
-    LayerNorm differ between the original (1e-6) and transformers' weights, so they are stored with the model.
+    LayerNorm differ between the original (1e-6) and transformers' weights, so they are stored with the model. vocabulary is
+    the number of discrete tokens (0: none); teachers says how wide the features are that are predicted in place of pixels
+    (0: pixels), by the name of each teacher.
     """
 
     def __init__(

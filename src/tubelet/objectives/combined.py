@@ -1,8 +1,8 @@
 """Several objectives of one encoder at once: lambda1 * masked + lambda2 * contrastive + lambda3 * next-token.
 
 Every term sees the same clips through the same encoder, in passes of their own: masking hides most tokens, next-token prediction
-replaces them. A term whose lambda is 0 is not computed, and its part of the model is not built. One term with lambda 1 is the run of
-that objective, bit for bit: each draws from the step's generator as if it were alone.
+replaces them, a caption needs all of them. A term whose lambda is 0 is not computed, and its part of the model is not built. One
+term with lambda 1 is the run of that objective, bit for bit: each draws from the step's generator as if it were alone.
 """
 
 from collections.abc import Callable
@@ -15,25 +15,29 @@ from torch import Generator, Tensor
 from tubelet.errors import ConfigError
 from tubelet.find import module
 from tubelet.models._model import Model
+from tubelet.objectives.contrastive import ContrastiveConfig
 from tubelet.objectives.masked import MaskedConfig
 from tubelet.objectives.next_token import NextTokenConfig
 from tubelet.records import Batch
 
 NEEDS_LABELS = False
-TERMS = ("masked", "next_token")
+TERMS = ("masked", "contrastive", "next_token")
 
 
 @dataclass(frozen=True)
 class CombinedConfig:
     """How much each loss counts, and its own settings.
 
-    masked_weight, next_token_weight  the lambdas; a term with 0 is not computed
-    masked, next_token                settings of the terms, as those of the objectives of the same names
+    masked_weight, contrastive_weight, next_token_weight  the lambdas; a term with 0 is not computed. The contrastive one needs
+                                                          captions and a model that reads them, such as video_text_tiny
+    masked, contrastive, next_token                       settings of the terms, as of the objectives of the same names
     """
 
     masked_weight: float = 1.0
+    contrastive_weight: float = 0.0
     next_token_weight: float = 1.0
     masked: MaskedConfig = field(default_factory=MaskedConfig)
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     next_token: NextTokenConfig = field(default_factory=NextTokenConfig)
 
     def __post_init__(self) -> None:
@@ -49,6 +53,11 @@ class CombinedConfig:
 Config = CombinedConfig
 
 
+def NEEDS_TEXT(config: CombinedConfig) -> bool:
+    """Whether a term that is computed reads captions."""
+    return any(getattr(_objective(name), "NEEDS_TEXT", False) for name in weights(config))
+
+
 def weights(config: CombinedConfig) -> dict[str, float]:
     """The terms that are computed, and their lambdas."""
     found = {name: getattr(config, f"{name}_weight") for name in TERMS}
@@ -57,11 +66,11 @@ def weights(config: CombinedConfig) -> dict[str, float]:
 
 def options(config: CombinedConfig) -> dict[str, Any]:
     """What a model needs for the terms that are computed."""
-    needed: dict[str, Any] = {"decoder": "masked" in weights(config)}
+    needed: dict[str, Any] = {}
     for name in weights(config):
         own = _objective(name)
         needed |= own.options(getattr(config, name)) if hasattr(own, "options") else {}
-    return needed | {"decoder": "masked" in weights(config)}
+    return needed | ({"decoder": True} if config.masked_weight else {})
 
 
 def prepare(model: Model, clips: Any, config: CombinedConfig, generator: Generator) -> None:

@@ -148,8 +148,7 @@ def features(path: str, frames: Tensor, student: Model) -> Tensor:
         flat = F.interpolate(flat, size=(spec.size, spec.size), mode="bilinear", antialias=True, align_corners=False)
         pieces = flat.view(*pieces.shape[:3], spec.size, spec.size)
     tokens = teacher(pieces)["tokens"].float()  # (B * pieces, N', D)
-    slots, rows, columns = teacher.grid
-    cube = tokens.view(b, -1, rows, columns, tokens.shape[2]).permute(0, 4, 1, 2, 3)  # (B,D,slots,rows,columns)
+    cube = tokens.view(b, -1, *teacher.grid[1:], tokens.shape[2]).permute(0, 4, 1, 2, 3)  # (B,D,slots,rows,columns)
     return F.adaptive_avg_pool3d(cube, student.grid).flatten(2).transpose(1, 2)
 
 
@@ -166,8 +165,8 @@ def _check(teacher: Model, path: str, student: Model) -> None:
         )
     if background != teacher.spec.background:
         raise ConfigError(
-            f"the teacher {path} was taught with clip.background {teacher.spec.background!r}, the clips are cut with {background!r}: "
-            f"set --clip.background {teacher.spec.background}"
+            f"the teacher {path} was taught with clip.background {teacher.spec.background!r}, the clips are cut with "
+            f"{background!r}: set --clip.background {teacher.spec.background}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Pretraining on unlabelled video: `tubelet pretrain DATA`. Masked autoencoding, unless `--objective` names another of docs/objectives.md."""
+"""Pretraining on unlabelled video: `tubelet pretrain DATA`. It is masked autoencoding unless `--objective` names another one."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -19,6 +19,7 @@ from tubelet.errors import ConfigError
 from tubelet.loading import LoaderConfig
 from tubelet.objectives.classify import ClassifyConfig
 from tubelet.objectives.combined import CombinedConfig
+from tubelet.objectives.contrastive import ContrastiveConfig
 from tubelet.objectives.distill import DistillConfig
 from tubelet.objectives.masked import MaskedConfig
 from tubelet.objectives.next_token import NextTokenConfig
@@ -174,6 +175,7 @@ class TrainConfig:
     distill: DistillConfig = field(default_factory=DistillConfig)
     next_token: NextTokenConfig = field(default_factory=NextTokenConfig)
     combined: CombinedConfig = field(default_factory=CombinedConfig)
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:

@@ -86,9 +86,11 @@ class Run:
         self.precision = choose_precision(config.run.precision, self.device)
         set_up(self.device, config.run.deterministic, config.run.threads)
 
-        self.train_set, self.val_set = data.load(config.data, self.objective.NEEDS_LABELS)
+        texts = getattr(self.objective, "NEEDS_TEXT", False)
+        texts = texts(self.settings) if callable(texts) else texts
+        self.train_set, self.val_set = data.load(config.data, self.objective.NEEDS_LABELS, texts)
         videos = len(self.train_set.examples)
-        facts = {"videos": videos, "fingerprint": data.fingerprint(self.train_set)}
+        facts = {"videos": videos, "fingerprint": data.fingerprint(self.train_set, texts)}
         self.facts = self.objective.facts(self.settings) if hasattr(self.objective, "facts") else {}
         self.environment = environment(self.device, self.precision, facts, self.facts)
         folder.check_data(self.out, self.environment)
@@ -373,8 +375,7 @@ def new_model(config: TrainConfig, train_set: Dataset, with_classes: bool, start
     classes = train_set.classes if with_classes else ()
     objective = find.module("tubelet.objectives", config.objective)
     wanted = objective.options(getattr(config, config.objective)) if hasattr(objective, "options") else {}
-    takes = models.options_of(config.model.name)
-    options = {name: value for name, value in wanted.items() if name in takes} | config.model.options
+    options = models.with_needs(config.model.name, config.model.options, wanted)
     model = models.build(config.model.name, config.clip, classes, **options)
     if config.init and start:
         fresh = transfer(load_model(config.init), model)
