@@ -85,9 +85,7 @@ def test_logits_do_not_depend_on_later_tokens() -> None:
         slot, rest = divmod(place, 16)
         y, x = 8 * (rest // 4), 8 * (rest % 4)
         changed = frames.clone()
-        changed[:, 2 * slot : 2 * slot + 2, :, y : y + 8, x : x + 8] = (
-            255 - frames[:, 2 * slot : 2 * slot + 2, :, y : y + 8, x : x + 8]
-        )
+        changed[:, 2 * slot : 2 * slot + 2, :, y : y + 8, x : x + 8] ^= 255
         after = model(changed, next_token=True)
         assert not torch.equal(after["token_ids"][:, place], before["token_ids"][:, place])
         assert torch.equal(after["token_logits"][:, :place], before["token_logits"][:, :place])
