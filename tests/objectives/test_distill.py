@@ -135,8 +135,9 @@ def test_a_run_records_its_teacher_drops_it_and_goes_on_with_no_other(
     path = teacher("video", width=24)
     settings = {
         "objective": "distill", "distill.video_teacher": path, "distill.decoder_mask": "running_cell",
-        "model.name": "videomae_tiny", "model.options": SMALL, "clip.size": 32, "clip.frames": 4, "clip.stride_frames": 2, "loader.batch_size": 4,
-        "loader.workers": 0, "optim.steps": 3, "run.validations": 0, "run.device": "cpu", "run.report": False,
+        "model.name": "videomae_tiny", "model.options": SMALL, "clip.size": 32, "clip.frames": 4, "clip.stride_frames": 2,
+        "loader.batch_size": 4, "loader.workers": 0, "optim.steps": 3, "run.validations": 0, "run.device": "cpu",
+        "run.report": False,
     }  # fmt: skip
     run = train(pretraining([str(motion_folder)], str(tmp_path / "run"), settings))
     known = {path: fingerprint(load_model(path))}

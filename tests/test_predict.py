@@ -8,9 +8,9 @@ import torch
 
 import tubelet
 from tubelet import models
-from tubelet.classify import predict
 from tubelet.errors import CheckpointError, ConfigError, VideoError
 from tubelet.loading import load_views
+from tubelet.predict import predict
 from tubelet.records import ClipSpec
 from tubelet.weights.save import save
 
