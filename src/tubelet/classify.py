@@ -98,9 +98,7 @@ def _standardized(tensors: Mapping[str, Tensor], vectors: Tensor) -> Tensor:
     return (vectors - tensors["mean"]) * tensors["scale"]
 
 
-def _fit_linear(
-    vectors: Tensor, labels: Tensor, classes: int, groups: Sequence[str], settings: dict[str, Any]
-) -> dict[str, Tensor]:
+def _fit_linear(vectors: Tensor, labels: Tensor, classes: int, groups: Groups, settings: Settings) -> dict[str, Tensor]:
     """Logistic regression solved to convergence (see `evaluate.linear_probe`); without l2 it is chosen by cross-validation."""
     if settings.get("l2") is None:
         settings["l2"] = linear_probe.choose_l2(vectors, labels, classes, groups)
@@ -113,9 +111,7 @@ def _predict_linear(tensors: dict[str, Tensor], vectors: Tensor, classes: int, s
     return (_standardized(tensors, vectors) @ tensors["weight"].T + tensors["bias"]).softmax(dim=1)
 
 
-def _fit_knn(
-    vectors: Tensor, labels: Tensor, classes: int, groups: Sequence[str], settings: dict[str, Any]
-) -> dict[str, Tensor]:
+def _fit_knn(vectors: Tensor, labels: Tensor, classes: int, groups: Groups, settings: Settings) -> dict[str, Tensor]:
     """Nothing is learned: the labelled features are kept."""
     return {"stored": vectors, "labels": labels}
 
@@ -124,9 +120,7 @@ def _predict_knn(tensors: dict[str, Tensor], vectors: Tensor, classes: int, sett
     return knn(tensors["stored"], tensors["labels"], vectors, classes, k=settings["k"])
 
 
-def _fit_triplet(
-    vectors: Tensor, labels: Tensor, classes: int, groups: Sequence[str], settings: dict[str, Any]
-) -> dict[str, Tensor]:
+def _fit_triplet(vectors: Tensor, labels: Tensor, classes: int, groups: Groups, settings: Settings) -> dict[str, Tensor]:
     """A linear projection (E,D) onto the unit sphere that puts rows of a class nearer together than to any other, and the mean of
     each class there. Batch-hard mining (Hermans et al. 2017, arXiv:1703.07737): of a batch, each row with the farthest of its own
     class and the nearest of another."""

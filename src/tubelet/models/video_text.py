@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from tubelet import models
 from tubelet.errors import ConfigError
 from tubelet.find import choose
+from tubelet.models import frame_vit
 from tubelet.models._model import Model
 from tubelet.models._text import TextEncoder
 from tubelet.models._tokens import Triple, sine_cosine_positions
@@ -37,7 +38,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "video_text_tiny": dict(video="videomae_tiny", text=dict(width=192, depth=4, heads=3), width=192),
     "video_text_small": dict(video="videomae_small", text=dict(width=384, depth=6, heads=6), width=256),
     "video_text_base": dict(video="videomae_base", text=dict(width=512, depth=12, heads=8), width=512),
+    # CLIP ViT-B/32, frame by frame; `tubelet weights begin CLIP OUT --model clip_base_32` fills it.
+    "clip_base_32": dict(
+        video="frame_vit_base_32", text=dict(width=512, depth=12, heads=8, vocabulary=49408, gelu="quick"), width=512
+    ),
 }
+CLIPS = {"clip_base_32": frame_vit.CLIP}
 POOLS = ("mean", "temporal", "attention")
 FREEZE = ("", "video", "text", "both")
 LARGEST_SCALE = 100.0  # of the logits, as in CLIP: beyond it training is not stable
@@ -94,7 +100,7 @@ class AttentionPool(nn.Module):
     def forward(self, tokens: Tensor, slots: int) -> Tensor:
         """(B,N,D) -> (B,D)."""
         k, v = self.kv(self.norm(tokens)).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B,A,N,D/A)
-        q = self.query.to(k.dtype).view(self.heads, 1, -1).expand(len(tokens), -1, -1, -1)
+        q = self.query.to(k.dtype).view(self.heads, 1, -1).expand(tokens.shape[0], -1, -1, -1)
         return self.proj(attend(q, k, v)[:, :, 0].flatten(1))
 
 
@@ -154,7 +160,7 @@ class VideoText(Model):
             self.text = TextEncoder(**text)
             text = self.text.options
             self.project_text = nn.Linear(self.text.width, width, bias=False)
-            self.log_scale = nn.Parameter(torch.empty(()))
+            self.log_scale = nn.Parameter(torch.empty(1))  # FSDP2 divides no scalars
             if matching:  # in a list, so that FSDP2 makes it a unit of its own: it is called outside of `forward`
                 self.matching = nn.ModuleList([Matcher(width)])
         self.options: dict[str, Any] = dict(
@@ -227,7 +233,7 @@ class VideoText(Model):
             out["logits"] = self.head(projected)
         if text is not None:
             out["text"] = self._encoded(text)
-            out["scale"] = self.log_scale.exp().clamp(max=LARGEST_SCALE)
+            out["scale"] = self.log_scale[0].exp().clamp(max=LARGEST_SCALE)
         return out
 
     @property

@@ -33,6 +33,7 @@ from tubelet.train.log import Log, Progress, environment, say
 from tubelet.train.meter import Meter
 from tubelet.weights.load import load_model, transfer
 from tubelet.weights.save import save as save_model
+from tubelet.weights.text import begin as begin_text
 
 SECONDS_BETWEEN_CHECKPOINTS = 180.0
 
@@ -380,6 +381,9 @@ def new_model(config: TrainConfig, train_set: Dataset, with_classes: bool, start
     if config.init and start:
         fresh = transfer(load_model(config.init), model)
         say(f"starting from {config.init}" + (f"; new: {', '.join(fresh)}" if fresh else ""))
+    if config.init_text and start:
+        begin_text(model, config.init_text)
+        say(f"the text tower starts from {config.init_text}")
     return model
 
 
