@@ -115,6 +115,9 @@ def assert_close(run: Path, reference: Path) -> None:
     """The same weights, moments and moving average, and the same log, but for rounding."""
     ours, theirs = final_state(run), final_state(reference)
     assert ours.keys() == theirs.keys()
+    for name in (name for name in ours if name.endswith("text.blocks.0.attn.qkv.bias")):  # softmax does not see that of keys:
+        for state in (ours, theirs):  # its gradient is rounding alone, which Adam enlarges
+            state[name].chunk(3)[1].zero_()
     off = {name: float((ours[name].double() - theirs[name].double()).abs().max()) for name in ours}
     assert {name: value for name, value in off.items() if not value <= CLOSE} == {}
     kept = (
