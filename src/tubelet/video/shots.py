@@ -19,8 +19,8 @@ from tubelet.video._pyav import NotAsIndexed
 from tubelet.video.guard import each
 
 SIDE = 32
-LEAST_CHANGE = 8.0
-RATIO = 3.0
+LEAST_CHANGE = 5.0
+RATIO = 5.0
 WITHIN = 3
 LEAST_FRAMES = 8  # of a shot
 TOGETHER = 1000  # frames whose pictures travel together
