@@ -181,6 +181,7 @@ class _Worker:
         with _forking, warnings.catch_warnings():
             # Python 3.12 warns of other threads. The copy uses nothing of theirs: no lock, no file, no pool of threads.
             warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", RuntimeWarning)  # LanceDB's, which starts anew what the copy does not use
             self.pid = os.fork()
         if not self.pid:
             try:

@@ -58,6 +58,9 @@ class Windows:
                 raise ConfigError(f"{name} is {value:g}: it must be above 0")
 
 
+SLIDING = Windows()
+
+
 @dataclass(frozen=True)
 class Window:
     """One window: the frames first..last of the file, of which a clip shows `numbers`, int64 (T,).
@@ -91,7 +94,7 @@ class Stream:
         self,
         path: str | Path,
         spec: ClipSpec,
-        windows: Windows | Sequence[Windows] = Windows(),
+        windows: Windows | Sequence[Windows] = SLIDING,
         part: tuple[float | None, float | None] = (None, None),
         skip: int = 0,
         id: str = "",
