@@ -46,8 +46,8 @@ def pages() -> dict[str, str]:
     """Path below docs/ -> text, of every generated page."""
     helps = {name: _help(name) for name in commands()}
     made = {f"commands/{name}.md": f"# tubelet {name}\n\n{text}\n" for name, text in helps.items()}
-    rows = [f"| [`tubelet {name}`]({name}.md) | {_summary(text)} |\n" for name, text in helps.items()]
-    return made | {"commands/index.md": COMMANDS + "".join(rows), "settings.md": _settings(), "modules.md": _modules()}
+    rows = [f"| [`tubelet {name}`](commands/{name}.md) | {_summary(text)} |\n" for name, text in helps.items()]
+    return made | {"commands.md": COMMANDS + "".join(rows), "settings.md": _settings(), "modules.md": _modules()}
 
 
 def _help(name: str) -> str:

@@ -110,7 +110,7 @@ class TrainLoader:
                 cache = FrameCache(short_side, spec.interpolation, int(free_bytes() // neighbours * SHARE), config.approximate)
                 cache.check(needed)
                 self.cache_bytes = needed
-        self.workers = max(1, _cores() // neighbours) if config.workers is None else config.workers
+        self.workers = max(1, cores() // neighbours) if config.workers is None else config.workers
         self.pinned = pinned
         self._maker = _BatchMaker(dataset, spec, augment, config, seed, rank, world, cache)
 
@@ -313,7 +313,7 @@ def view_batches(
     were in batches before the one that names it: they must not be used (`evaluate.multiview.views` drops them).
     """
     _check_least(1, clips=clips, crops=crops, batch_size=batch_size)
-    workers = _cores() if workers is None else workers
+    workers = cores() if workers is None else workers
     _check_least(0, workers=workers)
     class_index = {name: i for i, name in enumerate(classes)}
     portions = _portions(spec, clips, crops)
@@ -501,6 +501,6 @@ def _stack(clips: list[Clip], spec: ClipSpec) -> tuple[Tensor, Tensor]:
     return pixels, torch.stack([clip.seconds for clip in clips])
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores this process may use, at most MAX_WORKERS."""
     return min(MAX_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

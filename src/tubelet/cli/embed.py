@@ -9,7 +9,7 @@ def command(
     model: str,
     *data: str,
     out: str = "",
-    per: Literal["video", "clip"] = "video",
+    per: Literal["video", "clip", "minute"] = "video",
     clips: int = 5,
     batch_size: int = 8,
     workers: int | None = None,
@@ -33,7 +33,8 @@ def command(
         The Parquet file to write: id, path, start_seconds, end_seconds, vector. Default: features.parquet, and the folder
         features with --engine.
     per
-        "video": one vector per video, the mean over its clips. "clip": one per clip.
+        "video": one vector per video, the mean over its clips. "clip": one per clip. "minute": one per minute, the mean over all
+        of its windows, of unit length.
     clips
         Windows in time per video, spread evenly.
     batch_size

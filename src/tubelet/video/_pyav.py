@@ -191,6 +191,21 @@ def read_frames(
     return [part.whole() for part in parts]
 
 
+def each_piece(
+    path: str, index: Index, pieces: list[np.ndarray], box: Box, size: tuple[int, int], interpolation: Interpolation
+) -> Iterator[Tensor]:
+    """The box of the frames of each piece (numbers in rising order, none twice) as RGB uint8 (n,3,H,W) of `size`: one decode of
+    which one piece is held. NotAsIndexed, VideoError."""
+    todo = iter(pieces)
+    part: _Part | None = None
+    for number, frame in frames(path, index, np.concatenate(pieces).tolist()):
+        part = part or _Part(index, next(todo), box, size, interpolation)
+        part.take(number, frame)
+        if not part.left:
+            yield part.whole()
+            part = None
+
+
 class _Part:
     """One cut while its frames come in.
 

@@ -1,10 +1,11 @@
 """Files that nobody vouches for are decoded in processes of their own: a crash, a hang or hunger for memory costs one file.
 
-`run(path, function, ...)` gives function(...), carried out by a worker that has one file at a time. Workers are copies of this
-process (fork), made where none is free, and end with it or after a minute without work. Each job has a limit of processor time,
-which neither a busy machine nor a stopped process uses up, and one of memory beyond what the worker had. A worker that dies is
-replaced and the file tried again, so that one which somebody killed costs nothing; a file that crashes two is refused from then
-on. Where there is no fork (Windows) or it is unsafe (macOS), functions are called here and only the header's limits hold.
+`run(path, function, ...)` gives function(...), carried out by a worker that has one file at a time; `each` gives what a
+generator function yields, piece by piece. Workers are copies of this process (fork), made where none is free, and end with it
+or after a minute without work. Each job, each piece has a limit of processor time, which neither a busy machine nor a stopped
+process uses up, and one of memory beyond what the worker had. A worker that dies is replaced and the file tried again, so that
+one which somebody killed costs nothing; a file that crashes two is refused from then on. Where there is no fork (Windows) or it
+is unsafe (macOS), functions are called here and only the header's limits hold.
 
 LIMITS holds for every command; an environment variable of that name sets another.
 """
@@ -23,7 +24,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from io import BytesIO
 from typing import Any, TypeVar
 
@@ -97,8 +98,32 @@ def run(
     What the function raises is raised here. VideoError where it exceeds a limit or ends the worker, Stopped soon after `stop`
     is set.
     """
+    [result] = each(path, _once, function, args, kwargs, more_bytes=more_bytes, more_seconds=more_seconds, stop=stop)
+    return result
+
+
+def _once(done: int, function: Callable[..., Result], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Result]:
+    """One piece: what the function gives."""
+    if not done:
+        yield function(*args, **kwargs)
+
+
+def each(
+    path: str,
+    function: Callable[..., Iterator[Result]],
+    *args: Any,
+    more_bytes: int = 0,
+    more_seconds: float = 0.0,
+    stop: threading.Event | None = None,
+) -> Generator[Result, None, None]:
+    """The pieces that function(0, *args) yields, one after another, made by a worker that is one piece ahead of its reader.
+
+    Limits and errors are those of `run`; every piece has all of the processor time. A worker that died after `done` pieces is
+    replaced by one that is asked for function(done, *args): what comes after those.
+    """
     if _guarded or sys.platform != "linux":
-        return function(*args, **kwargs)
+        yield from function(0, *args)
+        return
     seconds, gigabytes = limit("TUBELET_SECONDS_PER_FILE"), limit("TUBELET_GIGABYTES_PER_FILE")
     try:
         stat = os.stat(path)
@@ -108,23 +133,29 @@ def run(
     if file in _refused:
         raise VideoError(_refused[file])
     seconds = round(seconds + SECONDS_PER_MEGABYTE * file[1] / 1e6 + more_seconds, 1)
-    job = _packed((function, args, kwargs, seconds, int(gigabytes * 1e9) + more_bytes))
+    done = 0
     for tried in range(1, MOST_KILLS + 1):
+        job: list[Any] | None = _packed((function, (done, *args), seconds, int(gigabytes * 1e9) + more_bytes))
         worker = _free_worker() if tried == 1 else _Worker()
         try:
-            problem, result = worker.answer(job, stop)
+            while True:
+                problem, last, piece = worker.answer(job, stop)
+                job = None
+                if last:
+                    break
+                done += 1
+                yield piece
         except _DiedError as died:
             end = str(died)
             if end == "SIGPROF" or (end != "SIGKILL" and tried > 1):
                 break
             continue
-        except BaseException:  # Ctrl-C, or `stop`, while it worked: its answer must not be taken for that to another question
+        except BaseException:  # Ctrl-C, `stop` or a reader that leaves: what comes must not be taken for another answer
             worker.end()
             raise
         _idle[os.getpid()].append(worker)
         if problem is None:
-            answer: Result = result
-            return answer
+            return
         if not isinstance(problem, MemoryError):
             raise problem
         end = "memory"
@@ -150,6 +181,7 @@ class _Worker:
         with _forking, warnings.catch_warnings():
             # Python 3.12 warns of other threads. The copy uses nothing of theirs: no lock, no file, no pool of threads.
             warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", RuntimeWarning)  # LanceDB's, which starts anew what the copy does not use
             self.pid = os.fork()
         if not self.pid:
             try:
@@ -158,12 +190,13 @@ class _Worker:
                 os._exit(0)
         theirs.close()
 
-    def answer(self, job: list[Any], stop: threading.Event | None) -> tuple[Exception | None, Any]:
-        """(what the job raised, what it gave); _DiedError, Stopped."""
+    def answer(self, job: list[Any] | None, stop: threading.Event | None) -> tuple[Exception | None, bool, Any]:
+        """(what the job raised, whether that was all, the next piece); _DiedError, Stopped. job: a new one, or None to go on."""
         poll = select.poll()
         poll.register(self.socket, select.POLLIN)
         try:
-            _send(self.socket, job)
+            if job is not None:
+                _send(self.socket, job)
             looks = 0  # one a second, not counted by the clock: Ctrl-Z is no standstill
             used = None
             while not poll.poll(1000):
@@ -173,7 +206,7 @@ class _Worker:
                 if looks % STILL_SECONDS == 0 and used == (used := self._clock_ticks()):
                     self.end()
                     raise _DiedError(f"it stood still for {STILL_SECONDS} s")
-            found: tuple[Exception | None, Any] | None = _receive(self.socket)
+            found: tuple[Exception | None, bool, Any] | None = _receive(self.socket)
         except OSError:
             found = None
         if found is None:
@@ -247,19 +280,24 @@ def _serve(connection: socket.socket) -> None:
     most = resource.getrlimit(resource.RLIMIT_AS)[1]
     connection.settimeout(IDLE_SECONDS)
     while (job := _receive(connection)) is not None:
-        function, args, kwargs, seconds, memory_bytes = job
+        function, args, seconds, memory_bytes = job
         with open("/proc/self/statm") as file:
             allowed = int(file.read().split()[0]) * resource.getpagesize() + memory_bytes
-        resource.setrlimit(resource.RLIMIT_AS, (allowed if most < 0 else min(allowed, most), most))
-        signal.setitimer(signal.ITIMER_PROF, seconds)
-        try:
-            problem, result = None, function(*args, **kwargs)
-        except Exception as error:
-            problem, result = _plain(error), None
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        pieces, last = function(*args), False
         connection.settimeout(None)
-        _send(connection, _packed((problem, result)))
+        while not last:
+            resource.setrlimit(resource.RLIMIT_AS, (allowed if most < 0 else min(allowed, most), most))
+            signal.setitimer(signal.ITIMER_PROF, seconds)
+            problem, piece = None, None
+            try:
+                piece = next(pieces)
+            except StopIteration:
+                last = True
+            except Exception as error:
+                problem, last = _plain(error), True
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            resource.setrlimit(resource.RLIMIT_AS, (most, most))
+            _send(connection, _packed((problem, last, piece)))
         connection.settimeout(IDLE_SECONDS)
 
 

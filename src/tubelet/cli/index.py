@@ -1,0 +1,113 @@
+"""`tubelet index`: folders of videos become a library that `tubelet search` looks things up in."""
+
+import sys
+from typing import Literal
+
+from tubelet.cli._print import emit_json, note
+
+
+def command(
+    *data: str,
+    model: str = "",
+    out: str = "library",
+    windows: Literal["sliding", "uniform", "shots"] = "sliding",
+    window_seconds: float | None = None,
+    step_seconds: float | None = None,
+    count: int = 5,
+    prune: bool = False,
+    batch_size: int = 8,
+    workers: int | None = None,
+    device: str = "auto",
+    json: bool = False,
+) -> int:
+    """Make a searchable library of folders of videos, hours long or not; the same command later takes what is new or changed.
+
+    A video that cannot be read is named; the others are still indexed, and the exit code is 2. Stopped or killed, the same command
+    goes on where it was. Searches meanwhile see the videos that are done.
+
+    Parameters
+    ----------
+    data
+        Folders of videos, tables or video files.
+    model
+        Run folder, model folder or checkpoint. Default: the model that the library was made with.
+    out
+        The library: a folder, or an address such as s3://bucket/library (with the usual AWS_... environment variables).
+    windows
+        Where clips are taken: "sliding" from the first frame to the last, "uniform" spread evenly, "shots" sliding within each
+        shot.
+    window_seconds
+        What a window spans. Default: what a clip of the model spans.
+    step_seconds
+        From one window to the next. Default: half a window.
+    count
+        Windows of a video with --windows uniform.
+    prune
+        Take videos of these folders out of the library whose files are no longer there.
+    batch_size
+        Clips per forward pass.
+    workers
+        Files that are read at the same time. Default: one per core.
+    device
+        "auto", "cpu" or "cuda".
+    json
+        Print a JSON object that says what was done.
+    """
+    from tqdm import tqdm
+
+    from tubelet import datasets
+    from tubelet.errors import ConfigError, DataError
+    from tubelet.features import Embedded
+    from tubelet.records import Example
+    from tubelet.search import Index
+    from tubelet.train.device import choose_device
+    from tubelet.video.stream import Windows
+    from tubelet.weights.load import load_model
+
+    asked = Windows(windows, window_seconds, step_seconds, count)
+    examples = datasets.read_many(data).examples
+    before = None
+    if not model:
+        try:
+            before = Index.open(out)
+        except DataError as error:
+            raise ConfigError(f"--model is missing: {error}") from error
+        model = before.about.model_path
+    network = load_model(model, choose_device(device))
+    index = Index.create(out, network, model, asked if before is None else before.about.windows)
+    with tqdm(total=len(examples), desc=f"indexing into {out}", unit="video", file=sys.stderr, disable=None) as bar:
+
+        def on_window(one: Embedded) -> None:
+            if one.count > 100 and one.place % 20 == 0:  # a long video: how far it is
+                bar.set_postfix_str(f"{one.example.id} {one.window.end_seconds / 60:.1f} min, {one.place}/{one.count} windows")
+
+        def on_video(example: Example, problem: str) -> None:
+            bar.update(1)
+            if problem:
+                bar.write(f"left out: {example.id}: {problem}", file=sys.stderr)
+
+        added = index.add(network, examples, batch_size, workers, on_window, on_video)
+    gone = index.gone(data)
+    if prune:
+        index.remove(gone)
+    elif gone:
+        note(f"{len(gone)} videos in the library are no longer there, the first is {gone[0]}: --prune takes them out")
+    if json:
+        emit_json(
+            {
+                "out": out,
+                "new": added.new,
+                "changed": added.changed,
+                "unchanged": added.unchanged,
+                "missing": [{"id": id, "reason": reason} for id, reason in added.missing],
+                "gone": gone,
+                "pruned": prune,
+                "windows": len(index),
+            }
+        )
+    else:
+        done = f"{added.new} new, {added.changed} changed, {added.unchanged} unchanged"
+        left = f", {len(added.missing)} not readable" if added.missing else ""
+        pruned = f", {len(gone)} taken out" if prune and gone else ""
+        print(f"{out}: {done}{left}{pruned}; {len(index)} windows of {index.about.width} values in all")
+    return 2 if added.missing else 0
