@@ -28,6 +28,14 @@ SMALL: dict[str, tuple[ClipSpec, dict[str, object]]] = {
     "mvit": (SPEC, dict(width=16, heads=2, blocks=(1, 2), kv_stride=2)),
     "swin": (SPEC, dict(width=16, heads=2, blocks=(2, 2), window=(2, 3, 3))),
     "vjepa2": (SPEC, dict(width=24, depth=2, heads=2, patch=8, pooler_depth=1)),
+    "video_text": (
+        SPEC,
+        dict(
+            video_options=dict(width=24, depth=2, heads=2, decoder_width=12, decoder_depth=1, decoder_heads=2, patch=8),
+            text=dict(width=16, depth=2, heads=2),
+            width=20,
+        ),
+    ),
 }
 
 # Weights that logits do not depend on. MViT classifies its cls token: what only moves the other queries of the last block.

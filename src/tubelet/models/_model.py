@@ -27,6 +27,10 @@ class Model(nn.Module):
     grid: Triple
     grid_of: Callable[..., Triple]
 
+    def init_weights(self) -> None:
+        """Set every first value."""
+        raise NotImplementedError
+
     def depth_of(self, parameter: str) -> int:
         """Where a parameter stands: 0 embedding, 1..depth blocks, depth + 1 what follows."""
         raise NotImplementedError
@@ -44,6 +48,10 @@ class Model(nn.Module):
         """What stays trainable when everything but the head is frozen."""
         raise NotImplementedError
 
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token ids int64 (B,L), what `forward` takes as `text`; ConfigError without a text encoder."""
+        raise ConfigError(f"{self.name} reads no text: a model that was taught with captions does (`tubelet align`)")
+
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         """float32 (B,width) of unit length, one row a text, in the space of "embedding"; ConfigError without a text encoder."""
-        raise ConfigError(f"{self.name} reads no text: a model that was taught with captions does (`tubelet align`)")
+        return self.tokenize(texts)  # says so

@@ -134,11 +134,11 @@ class BiasedAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """(B,N,...,D) -> the same shape. What lies between is kept apart, like more heads: of (B,T,S,D) every place s attends
-        over its own T moments, without a copy."""
+        over its own T moments, without a copy. bias, where there is one, broadcasts to (B,A,N,N): -inf for what is not seen."""
         q, k, v = (split_heads(y, self.size) for y in products(x, self.qkv, 3))
-        return self.proj(attend(q, k, v).transpose(1, 2).reshape(x.shape))
+        return self.proj(attend(q, k, v, bias).transpose(1, 2).reshape(x.shape))
 
 
 def products(x: Tensor, layer: nn.Linear, pieces: int) -> list[Tensor]:
@@ -212,6 +212,27 @@ class Block(nn.Module):
         """(B,N,D) -> (B,N-first,D). Of a last block often not all is wanted: the tokens before `first` are only looked at."""
         x = x[:, first:] + self.drop_path(self.attn(self.norm1(x), first))
         return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class BiasedBlock(nn.Module):
+    """The block of CLIP's towers, or with `post` of BERT, which normalises after each sum in place of before each branch. gelu is
+    "none", "tanh" or "quick" (see MLP)."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, eps: float, gelu: str = "none", post: bool = False) -> None:
+        super().__init__()
+        self.post = post
+        self.norm1 = LayerNorm(width, eps=eps)
+        self.attn = BiasedAttention(width, heads)
+        self.norm2 = LayerNorm(width, eps=eps)
+        self.mlp = MLP(width, int(width * mlp_ratio), gelu)
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(B,N,D) -> (B,N,D); bias: see BiasedAttention."""
+        if self.post:
+            x = self.norm1(x + self.attn(x, bias))
+            return self.norm2(x + self.mlp(x))
+        x = x + self.attn(self.norm1(x), bias)
+        return x + self.mlp(self.norm2(x))
 
 
 def drop_path_rates(highest: float, depth: int) -> list[float]:

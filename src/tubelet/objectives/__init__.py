@@ -3,6 +3,7 @@
 An objective file has:
 - `Config`, a frozen dataclass of its settings (the section of the same name in a run's configuration);
 - `NEEDS_LABELS`, whether it can only learn from labelled clips;
+- `NEEDS_TEXT`, where it can only learn from captions (False where it is not there);
 - `loss(model, batch, config, generator)` -> (loss, numbers): a mean over the batch, and what is worth logging, as tensors;
 - `measure(model, batch, config, generator)` -> {name: (B,)}: one number per clip, averaged over the validation clips.
 

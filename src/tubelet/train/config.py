@@ -18,6 +18,7 @@ from tubelet import find
 from tubelet.errors import ConfigError
 from tubelet.loading import LoaderConfig
 from tubelet.objectives.classify import ClassifyConfig
+from tubelet.objectives.contrastive import ContrastiveConfig
 from tubelet.objectives.masked import MaskedConfig
 from tubelet.records import ClipSpec
 from tubelet.video.augment import AugmentConfig
@@ -168,6 +169,7 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     masked: MaskedConfig = field(default_factory=MaskedConfig)
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import math
 import os
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -16,15 +17,18 @@ from tubelet.train.config import DataConfig
 from tubelet.train.log import say
 
 
-def load(config: DataConfig, needs_labels: bool) -> tuple[Dataset, Dataset | None]:
+def load(config: DataConfig, needs_labels: bool, needs_text: bool = False) -> tuple[Dataset, Dataset | None]:
     """(train, val) data sets; what is left out and what comes near to being on both sides is said.
 
     With labels there is always a validation side: `val`, or what `datasets.split` cuts off. Without, everything given is
-    learned from, but for what `val_split` holds out and what `train_split` leaves out; val may be None. Raises DataError.
+    learned from, but for what `val_split` holds out and what `train_split` leaves out; val may be None. Raises DataError, also
+    where captions are needed and an Example has none.
     """
     whole = datasets.read_many(config.train, config.format)
     others = datasets.read_many(config.val, config.format) if config.val else None
     train, val = divide(whole, config, needs_labels, others)
+    for side in (train, val) if needs_text else ():
+        check_captions(side.examples if side else ())
     for remark in _remarks([one for one in (whole, others) if one], train, val, needs_labels):
         say(remark)
     return _limited(train, config.limit, config.split_seed), val
@@ -52,11 +56,23 @@ def divide(
     return prepared(train), val
 
 
-def fingerprint(dataset: Dataset) -> str:
-    """A short hash of the Examples (ids, labels, parts) and classes in order: equal when two runs read the same list."""
+def check_captions(examples: Sequence[Example]) -> None:
+    """DataError naming the first Example without a caption."""
+    bare = [example.id for example in examples if not (example.text or "").strip()]
+    if bare:
+        raise DataError(
+            f"{len(bare)} of {len(examples)} videos have no caption, the first is {bare[0]}: give a table with a column `text` or "
+            "`caption`, filled in every row, or leave these videos out"
+        )
+
+
+def fingerprint(dataset: Dataset, with_texts: bool = False) -> str:
+    """A short hash of the Examples (ids, labels, parts, captions where asked for) and classes in order: equal when two runs read
+    the same list."""
     digest = hashlib.blake2b(digest_size=8)
     for example in dataset.examples:
-        digest.update(repr((example.id, example.label, example.start_seconds, example.end_seconds)).encode())
+        facts = (example.id, example.label, example.start_seconds, example.end_seconds)
+        digest.update(repr((*facts, example.text) if with_texts else facts).encode())
     digest.update(repr(dataset.classes).encode())
     return digest.hexdigest()
 

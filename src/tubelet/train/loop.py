@@ -86,9 +86,10 @@ class Run:
         self.precision = choose_precision(config.run.precision, self.device)
         set_up(self.device, config.run.deterministic, config.run.threads)
 
-        self.train_set, self.val_set = data.load(config.data, self.objective.NEEDS_LABELS)
+        texts = getattr(self.objective, "NEEDS_TEXT", False)
+        self.train_set, self.val_set = data.load(config.data, self.objective.NEEDS_LABELS, texts)
         videos = len(self.train_set.examples)
-        facts = {"videos": videos, "fingerprint": data.fingerprint(self.train_set)}
+        facts = {"videos": videos, "fingerprint": data.fingerprint(self.train_set, texts)}
         self.environment = environment(self.device, self.precision, facts)
         folder.check_data(self.out, self.environment)
         self.loader = TrainLoader(

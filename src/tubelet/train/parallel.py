@@ -163,22 +163,41 @@ def total(numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def gather_clips(mine: Tensor) -> Tensor:
-    """The rows of all processes in the order of `share`, without a blank one's; gradients do not cross."""
+    """The rows of all processes in the order of `share`, without a blank one's. Gradients go back to the process that a row came
+    from, summed over all."""
     held = share.current(len(mine))
-    if len(held.counts) == 1:
-        return mine
-    padded = mine.new_zeros(max(held.counts), *mine.shape[1:])
-    own = held.counts[held.rank]
-    padded[:own] = mine[:own]
-    said = [torch.empty_like(padded) for _ in held.counts]
-    dist.all_gather(said, padded)
-    return torch.cat([one[:count] for one, count in zip(said, held.counts, strict=True)])
+    return mine if len(held.counts) == 1 else _Gathered.apply(mine, held)
+
+
+class _Gathered(torch.autograd.Function):
+    """All processes must go through both passes together."""
+
+    @staticmethod
+    def forward(ctx: Any, mine: Tensor, held: share.Share) -> Tensor:
+        ctx.held, ctx.shape = held, mine.shape
+        padded = mine.new_zeros(max(held.counts), *mine.shape[1:])
+        own = held.counts[held.rank]
+        padded[:own] = mine[:own]
+        said = [torch.empty_like(padded) for _ in held.counts]
+        dist.all_gather(said, padded)
+        return torch.cat([one[:count] for one, count in zip(said, held.counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        mine = total.new_zeros(ctx.shape)
+        own = ctx.held.counts[ctx.held.rank]
+        mine[:own] = total[ctx.held.rows][:own]
+        return mine, None
 
 
 def blank(spec: ClipSpec) -> Batch:
     """A batch for a process that has no clip in this step: it computes with the others, and what comes of it counts nothing."""
     frames = torch.zeros(1, spec.frames, 3, spec.size, spec.size, dtype=torch.uint8)
-    return Batch(frames, torch.zeros(1, spec.frames, dtype=torch.float64), [], torch.zeros(1, dtype=torch.int64))
+    return Batch(
+        frames, torch.zeros(1, spec.frames, dtype=torch.float64), [], torch.zeros(1, dtype=torch.int64), texts=["blank"]
+    )
 
 
 # The model ---------------------------------------------------------------------------------------------------------------

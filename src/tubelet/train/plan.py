@@ -65,7 +65,8 @@ def cost_of_a_clip(run: "Run") -> tuple[float, int]:
     for norm in norms:
         norm.eval()
     frames = torch.zeros(1, spec.frames, 3, spec.size, spec.size, dtype=torch.uint8)
-    batch = Batch(frames, torch.zeros(1, spec.frames, dtype=torch.float64), ["probe"], torch.zeros(1, dtype=torch.int64))
+    seconds, label = torch.zeros(1, spec.frames, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+    batch = Batch(frames, seconds, ["probe"], label, texts=["a sentence of about eight words or so"])
     seen: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
