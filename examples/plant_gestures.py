@@ -74,7 +74,7 @@ def cut(planted: list[tuple[str, float, float]], rng: random.Random) -> list[tup
         near = far = 0
         while near < 2:
             start, stop = a + rng.uniform(-0.3, 0.3) * (b - a), b + rng.uniform(-0.3, 0.3) * (b - a)
-            if 0 <= start and stop <= end and overlap(start, stop, a, b) >= 0.7:
+            if start >= 0 and stop <= end and overlap(start, stop, a, b) >= 0.7:
                 found.append((label, start, stop))
                 near += 1
         while far < 3:

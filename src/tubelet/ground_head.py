@@ -259,7 +259,7 @@ def fit(
             optimizer.step()
             schedule.step()
             if on_step is not None:
-                on_step(step + 1, float(loss))
+                on_step(step + 1, float(loss.detach()))
     return head.eval()
 
 
@@ -287,20 +287,18 @@ def judge(head: GroundHead, model: Model, examples: Sequence[Example], stored: d
     return evaluate(found, [[(one.start_seconds or 0.0, one.end_seconds or 0.0)] for one in usable])
 
 
-def prior(
-    train: Sequence[Example],
-    examples: Sequence[Example],
-    stored: dict[str, Stored],
-    kind: Callable[[Example], str] = lambda _: "",
-) -> dict[str, float]:
-    """What somebody gets who never sees a video: always the mean share of it at which the training spans of that `kind` lie."""
-    shares: dict[str, list[tuple[float, float]]] = {}
+def prior(train: Sequence[Example], examples: Sequence[Example], stored: dict[str, Stored]) -> dict[str, float]:
+    """What somebody gets who never sees a video: always the mean share of it at which the training spans of that label lie (of
+    all spans, where rows have no label)."""
+    shares: dict[str | None, list[tuple[float, float]]] = {}
     for one in _usable(train, stored):
         length = stored[one.path].duration
-        shares.setdefault(kind(one), []).append(((one.start_seconds or 0) / length, (one.end_seconds or 0) / length))
-    means = {name: np.mean(rows, axis=0) for name, rows in shares.items()}
+        place = (one.start_seconds or 0) / length, (one.end_seconds or 0) / length
+        for label in {one.label, None}:
+            shares.setdefault(label, []).append(place)
+    means = {label: np.mean(rows, axis=0) for label, rows in shares.items()}
     usable = _usable(examples, stored)
-    guesses = [[tuple(means[kind(one)] * stored[one.path].duration)] for one in usable]
+    guesses = [[tuple(means.get(one.label, means[None]) * stored[one.path].duration)] for one in usable]
     return evaluate(guesses, [[(one.start_seconds or 0.0, one.end_seconds or 0.0)] for one in usable])
 
 
