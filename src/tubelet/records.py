@@ -42,6 +42,36 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Query:
+    """A sentence and where in a video it is true: `spans` of (start, end) seconds, best known first; none where nobody said.
+
+    Several spans belong to one question of QVHighlights, or are one moment as several people marked it (DiDeMo).
+    duration: seconds of the video, None where the annotations do not say.
+    """
+
+    id: str
+    video: str
+    text: str
+    spans: tuple[tuple[float, float], ...] = ()
+    duration: float | None = None
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a video with several choices, one of them right: `answer` is its number, None where it is kept secret."""
+
+    id: str
+    video: str
+    text: str
+    choices: tuple[str, ...]
+    answer: int | None = None
+    start_seconds: float | None = None
+    end_seconds: float | None = None
+    split: str | None = None
+
+
+@dataclass(frozen=True)
 class Dataset:
     """What a format reader returns: the Examples and the facts of the set that nobody may guess later.
 

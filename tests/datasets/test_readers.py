@@ -23,7 +23,17 @@ def rows(dataset):
 
 
 def test_every_format_has_matches_and_read_and_is_listed():
-    assert datasets.formats() == ["folder", "shards", "table"]
+    assert datasets.formats() == [
+        "activitynet_captions",
+        "charades_sta",
+        "didemo",
+        "egoschema",
+        "folder",
+        "nextqa",
+        "qvhighlights",
+        "shards",
+        "table",
+    ]
     for name in datasets.formats():
         module = datasets.find.module("tubelet.datasets", name)
         assert callable(module.matches) and callable(module.read) and module.__doc__

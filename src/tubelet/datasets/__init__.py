@@ -4,15 +4,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tubelet import find, storage
 from tubelet.datasets._files import is_video
 from tubelet.datasets._prepared import refuse_stale
 from tubelet.datasets.split import split
 from tubelet.errors import DataError
-from tubelet.records import Dataset, Example
+from tubelet.records import Dataset, Example, Query, Question
 
-__all__ = ["formats", "labelled", "read", "read_many", "source_names", "split"]
+__all__ = ["formats", "labelled", "queries", "questions", "read", "read_many", "source_names", "split"]
 
 
 def formats() -> list[str]:
@@ -40,6 +41,30 @@ def read(path: str | Path, format: str = "auto") -> Dataset:
             dataset = module.read(path)
             return dataset
     raise DataError(f"{path} is neither a folder, a video nor a table: known formats are {', '.join(formats())}")
+
+
+def queries(path: str | Path) -> list[Query]:
+    """The sentences of annotations of moments, each with all of its spans; DataError where no format recognises them."""
+    found: list[Query] = _asked(path, "queries", "moments")
+    return found
+
+
+def questions(path: str | Path) -> list[Question]:
+    """The multiple-choice questions at `path`; DataError where no format recognises them."""
+    found: list[Question] = _asked(path, "questions", "multiple-choice questions")
+    return found
+
+
+def _asked(path: str | Path, name: str, what: str) -> Any:
+    """What the function called `name` of the format that recognises `path` gives."""
+    if not Path(path).exists():
+        raise DataError(f"{path} does not exist: give annotations of {what}")
+    modules = {one: find.module(__name__, one) for one in formats()}
+    able = {one: module for one, module in modules.items() if hasattr(module, name)}
+    for module in able.values():
+        if module.matches(path):
+            return getattr(module, name)(path)
+    raise DataError(f"{path} holds no {what} of a known format ({', '.join(able)})")
 
 
 def read_many(paths: Sequence[str | Path], format: str = "auto") -> Dataset:

@@ -29,7 +29,7 @@ from tubelet.records import Dataset, Example
 SUFFIXES = (".csv", ".tsv", ".txt", ".list", ".jsonl", ".parquet")
 FILE_NAMES = ("labels", "annotations", "index", "videos")  # the table of a folder: one of these with one of SUFFIXES
 COLUMNS = {
-    "path": ("path", "video_path", "filepath", "file_path", "file", "filename", "file_name", "video"),
+    "path": ("path", "video_path", "filepath", "file_path", "file", "filename", "file_name", "video", "video_id"),
     "label": ("label", "class", "class_name", "category", "target"),
     "text": ("text", "caption", "sentence", "description"),
     "group": ("group",),

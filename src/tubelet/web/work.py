@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from tubelet import masking
-from tubelet.classify import Prediction, predict
 from tubelet.errors import ConfigError
 from tubelet.evaluate.sides import run_of
 from tubelet.features import fingerprint
 from tubelet.find import choose
 from tubelet.loading import load_views
 from tubelet.models._model import Model
+from tubelet.predict import Prediction, predict
 from tubelet.show import attention, reconstruction
 from tubelet.show._sheet import to_png
 from tubelet.train.config import TrainConfig

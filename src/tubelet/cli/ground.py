@@ -1,0 +1,179 @@
+"""`tubelet ground`: when does it happen?"""
+
+from pathlib import Path
+
+from tubelet.cli._print import emit_json, note, table
+
+
+def command(
+    video: str,
+    question: str = "",
+    annotations: str = "",
+    /,
+    *,
+    model: str = "",
+    query_video: str = "",
+    head: str = "",
+    top: int = 5,
+    windows: list[float] | None = None,
+    overlap: float = 0.5,
+    out: str = "",
+    step: float | None = None,
+    steps: int = 1500,
+    cells: int = 64,
+    val_split: str = "val",
+    device: str = "auto",
+    json: bool = False,
+) -> int:
+    """Answer a question about a video with start and end seconds; train a head for it; or score answers.
+
+    `tubelet ground VIDEO "a cup is put on a table" --model M`, `tubelet ground VIDEO --query-video CLIP --model M`,
+    `tubelet ground fit TABLE --model M --out HEAD`, then `tubelet ground VIDEO "..." --model M --head HEAD`, and
+    `tubelet ground score ANSWERS.jsonl ANNOTATIONS`.
+
+    A model that was taught with captions (`tubelet align`) takes any sentence. For a classifier the question names one of its
+    classes. A head is trained over stored features, on a table with the columns path, text, start and end.
+
+    Parameters
+    ----------
+    video
+        The video file; or the word "fit" or "score".
+    question
+        What to look for; for "fit" the table or annotations, for "score" the answers: a JSON object a line, with qid and
+        pred_relevant_windows, a list of [start, end, score].
+    annotations
+        For "score": ActivityNet-Captions, TACoS, Charades-STA, QVHighlights or DiDeMo as they come.
+    model
+        Run folder, model folder or checkpoint.
+    query_video
+        A video or picture to look for, in place of words.
+    head
+        A folder that `tubelet ground fit` made, of the same model.
+    top
+        How many answers.
+    windows
+        Lengths of the windows in seconds. Default: 1, 2 and 4 times what the model's clip spans; for "fit" once.
+    overlap
+        Of two answers whose intersection over union is above this, the better one is kept.
+    out
+        For "fit": the folder to write. Default: runs/ground-head.
+    step
+        For "fit": seconds from one window to the next. Default: a quarter of a window.
+    steps
+        For "fit": training steps.
+    cells
+        For "fit": the equal parts into which a video is cut; answers begin and end at their borders.
+    val_split
+        For "fit": rows of this split are held out, and the head is judged on them.
+    device
+        "auto", "cpu" or "cuda".
+    json
+        Print JSON.
+    """
+    if video == "score":
+        return _score(question, annotations, json)
+    if not model:
+        from tubelet.errors import ConfigError
+
+        raise ConfigError("no model named: tubelet ground VIDEO QUESTION --model M")
+    if video == "fit":
+        return _fit(model, question, out or "runs/ground-head", windows or [], step, steps, cells, val_split, device, json)
+    return _answer(model, video, question, query_video, head, top, windows or [], overlap, device, json)
+
+
+def _answer(
+    model: str, video: str, question: str, query_video: str, head: str, top: int, windows: list[float], overlap: float,
+    device: str, json: bool,
+) -> int:  # fmt: skip
+    from tubelet.cli._progress import bar
+    from tubelet.errors import ConfigError, printable
+    from tubelet.ground import ground, scan
+    from tubelet.ground_head import Stored, answer, load
+    from tubelet.train.device import choose_device
+    from tubelet.video.stream import Windows
+    from tubelet.weights.load import load_model
+
+    if bool(question.strip()) == bool(query_video):
+        raise ConfigError('ask one question: tubelet ground VIDEO "what to look for", or --query-video CLIP')
+    if head and query_video:
+        raise ConfigError("--head answers words, and --query-video asks with a video: leave one of them out")
+    network = load_model(model, choose_device(device))
+    with bar("windows") as on_window:
+        if head:
+            taught = load(head, network)
+            kind = Windows(window_seconds=taught.config.window, step_seconds=taught.config.step)
+            seen = scan(network, video, [kind], on_window=on_window)
+            spans = answer(taught, network, Stored(seen.seconds, seen.embeddings, seen.duration), question, top, overlap)
+        else:
+            asked: str | Path = Path(query_video) if query_video else question
+            spans = ground(network, video, asked, top, windows, overlap, on_window=on_window)
+    if json:
+        emit_json({"video": video, "question": question or query_video, "spans": [span.to_dict() for span in spans]})
+        return 0
+    print(f"{printable(video)}: {printable(question or query_video)}")
+    table([{"start": f"{s.start_seconds:.2f}", "end": f"{s.end_seconds:.2f}", "score": f"{s.score:.3f}"} for s in spans])
+    return 0
+
+
+def _fit(
+    model: str, data: str, out: str, windows: list[float], step: float | None, steps: int, cells: int, val_split: str,
+    device: str, json: bool,
+) -> int:  # fmt: skip
+    from tubelet import datasets
+    from tubelet.cli._progress import bar
+    from tubelet.errors import ConfigError, DataError
+    from tubelet.ground import scales
+    from tubelet.ground_head import HeadConfig, fit, judge, prior, save, store
+    from tubelet.train.device import choose_device
+    from tubelet.weights.load import load_model
+
+    if not data:
+        raise ConfigError("no data named: tubelet ground fit TABLE --model M")
+    if len(windows) > 1:
+        raise ConfigError(f"a head is trained over windows of one length, got {len(windows)}: give one --windows")
+    network = load_model(model, choose_device(device))
+    examples = [one for one in datasets.read(data).examples if one.text and one.start_seconds is not None]
+    if not examples:
+        raise DataError(f"{data}: no row has a text and a start: wanted the columns path, text, start, end")
+    window = windows[0] if windows else scales(network, examples[0].path)[0].window_seconds or 1.0
+    missing: list[tuple[str, str]] = []
+    videos = list(dict.fromkeys(one.path for one in examples))
+    with bar("videos") as move:
+        stored = store(
+            network, videos, window, step or window / 4, Path(out) / "features.parquet",
+            lambda done: move(done, len(videos)), lambda *pair: missing.append(pair),
+        )  # fmt: skip
+    for path, reason in missing:
+        note(f"left out: {path}: {reason}")
+    train = [one for one in examples if one.split != val_split]
+    held = [one for one in examples if one.split == val_split]
+    config = HeadConfig(window=window, step=step or window / 4, cells=cells, steps=steps)
+    with bar("steps") as move:
+        taught = fit(network, train, stored, config, lambda done, _: move(done, steps))
+    save(taught, network, out)
+    rows = {"head": judge(taught, network, held, stored), "prior": prior(train, held, stored)} if held else {}
+    if json:
+        emit_json({"out": out, "questions": len(train), "videos": len(stored), "missing": len(missing), "held_out": rows})
+        return 2 if missing else 0
+    print(f"{out}: a head taught by {len(train)} questions about {len(stored)} videos")
+    if rows:
+        print(f"on {len(held)} questions of the split {val_split!r}; prior: always the mean place of the training spans of that label")
+        shown = ("R1@0.3", "R1@0.5", "R1@0.7", "R5@0.5", "mIoU", "mAP")
+        table([{"": name, **{key: f"{found[key]:.1%}" for key in shown}} for name, found in rows.items()])
+    return 2 if missing else 0
+
+
+def _score(answers: str, annotations: str, json: bool) -> int:
+    from tubelet import datasets
+    from tubelet.errors import ConfigError
+    from tubelet.evaluate.grounding import score_file
+
+    if not answers or not annotations:
+        raise ConfigError("give both: tubelet ground score ANSWERS.jsonl ANNOTATIONS")
+    found = score_file(answers, datasets.queries(annotations))
+    if json:
+        emit_json(found)
+        return 0
+    counts = ("questions", "answered")
+    table([{"metric": name, "value": f"{value:g}" if name in counts else f"{value:.2%}"} for name, value in found.items()])
+    return 0

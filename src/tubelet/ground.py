@@ -1,0 +1,209 @@
+"""When does it happen? Start and end seconds in a video of any length that answer a sentence, a class or another video.
+
+    spans = ground(model, "kitchen.mp4", "putting a cup on a table")
+
+Windows of several lengths come from one stream, in which every frame is decoded once. Each has a score: the cosine of its
+embedding with that of the question, or the probability of the class that the question names. Of windows that overlap much the
+best is kept (`suppress`). `ground_head` has a small decoder that learns from examples instead.
+
+W windows, D embedding width, K classes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tubelet.errors import ConfigError
+from tubelet.evaluate.grounding import iou
+from tubelet.features import embed_video
+from tubelet.models._model import Model
+from tubelet.records import Question
+from tubelet.video.stream import Stream, Windows
+
+SCALES = (1.0, 2.0, 4.0)  # lengths of windows, relative to what a clip of the model spans
+STEP = 0.25  # from one window to the next, relative to its length
+
+
+@dataclass(frozen=True)
+class Span:
+    """An answer: from when to when in the video, in seconds, and how well it fits (comparable within one question only)."""
+
+    start_seconds: float
+    end_seconds: float
+    score: float
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a model makes of every window of one video.
+
+    seconds float64 (W,2): start and end of each, the end being when its last frame's time is over; embeddings float32 (W,D) as
+    the model gives them; probabilities float32 (W,K), or None for a model without classes; duration: seconds of the video.
+    """
+
+    seconds: Tensor
+    embeddings: Tensor
+    probabilities: Tensor | None
+    duration: float
+
+
+@torch.no_grad()
+def scan(
+    model: Model,
+    video: str | Path,
+    windows: Sequence[Windows] = (),
+    batch_size: int = 8,
+    on_window: Callable[[int, int], object] | None = None,
+) -> Scan:
+    """Every window of a video through the model, from one decode; memory does not grow with the frames of the video.
+
+    windows: which; () takes those of `scales`. on_window(done, all) after each batch. VideoError where the video cannot be read.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    stream = Stream(video, model.spec, windows or scales(model, video))
+    frame_seconds = float(np.diff(stream.seconds).mean()) if len(stream.seconds) > 1 else 0.0
+    spans, embeddings, chances, held = [], [], [], []
+    try:
+        for window, clip in stream:
+            spans.append((window.start_seconds, window.end_seconds + frame_seconds))
+            held.append(clip.frames)
+            if len(held) == batch_size or len(spans) == len(stream):
+                out = model(torch.stack(held).to(device))
+                embeddings.append(out["embedding"].float().cpu())
+                if "logits" in out:
+                    chances.append(out["logits"].float().softmax(dim=-1).cpu())
+                held = []
+                if on_window is not None:
+                    on_window(len(spans), len(stream))
+    finally:
+        stream.close()
+        model.train(was_training)
+    duration = float(stream.seconds[-1]) + frame_seconds
+    table = torch.tensor(spans, dtype=torch.float64).reshape(-1, 2)
+    return Scan(table, torch.cat(embeddings), torch.cat(chances) if chances else None, duration)
+
+
+def scales(model: Model, video: str | Path, lengths: Sequence[float] = (), step: float = STEP) -> list[Windows]:
+    """Sliding windows of several lengths, in seconds; () takes SCALES times what a clip of the model spans in this video, but
+    none longer than the video. step: relative to the length of a window."""
+    from tubelet.video.decode import probe
+    from tubelet.video.guard import run
+
+    if not lengths:
+        info = run(str(video), probe, video)
+        clip = model.spec.window_frames / max(info.fps, 1e-6)
+        lengths = [scale * clip for scale in SCALES if scale * clip <= info.duration_seconds] or [clip]
+    if min(lengths) <= 0 or step <= 0:
+        raise ConfigError(f"windows of {min(lengths):g} s at a step of {step:g}: both must be above 0")
+    return [Windows(window_seconds=length, step_seconds=length * step) for length in lengths]
+
+
+def ground(
+    model: Model,
+    video: str | Path,
+    question: "str | Path | Tensor",
+    top: int = 5,
+    lengths: Sequence[float] = (),
+    overlap: float = 0.5,
+    batch_size: int = 8,
+    on_window: Callable[[int, int], object] | None = None,
+) -> list[Span]:
+    """The `top` spans of a video that fit a question best, best first.
+
+    question: words; a Path to another video or a picture; or an embedding (D,). Words are read by the model's text tower, or
+    name one of its classes (see `class_of`). lengths: of windows in seconds, see `scales`. Of two answers with an IoU above
+    `overlap` the better one is kept. ConfigError where the model cannot read words, VideoError where a video cannot be read.
+    """
+    if top < 1:
+        raise ConfigError(f"top is {top}: ask for 1 answer or more")
+    if isinstance(question, str) and not question.strip():
+        raise ConfigError("the question is empty: say what to look for")
+    score = scorer(model, question)
+    found = scan(model, video, scales(model, video, lengths), batch_size, on_window)
+    return best(found.seconds, score(found), top, overlap)
+
+
+def scorer(model: Model, question: "str | Path | Tensor") -> Callable[[Scan], Tensor]:
+    """The function that gives every window its score, float32 (W,), for a question as in `ground`."""
+    if isinstance(question, str) and model.class_names:
+        number = model.class_names.index(class_of(model, question))
+        return lambda found: _chances(found)[:, number]
+    if isinstance(question, str):
+        vector = model.embed_text([question])[0].cpu()
+    elif isinstance(question, Tensor):
+        vector = question
+    else:
+        vector = embed_video(model, question)
+    if vector.shape != (model.width,):
+        raise ConfigError(f"the question is a vector of {tuple(vector.shape)}, {model.name} has embeddings of ({model.width},)")
+    return lambda found: F.cosine_similarity(found.embeddings, vector.float()[None], dim=1)
+
+
+def class_of(model: Model, question: str) -> str:
+    """The class that a question names: spelled the same but for case and punctuation, the only one whose words are all in the
+    question, or else the nearest spelling. ConfigError where nothing is near."""
+    asked = _words(question)
+    by_words = {_words(name): name for name in model.class_names}
+    if asked in by_words:
+        return by_words[asked]
+    within = [name for words, name in by_words.items() if f" {words} " in f" {asked} "]
+    if len(within) == 1:
+        return within[0]
+    near = get_close_matches(asked, list(by_words), n=1, cutoff=0.6)
+    if near and not within:
+        return by_words[near[0]]
+    shown = ", ".join(model.class_names[:12]) + (", ..." if len(model.class_names) > 12 else "")
+    several = f"names several classes ({', '.join(within)})" if within else "names no class of this model"
+    raise ConfigError(
+        f"{question!r} {several}, and the model has no text tower: ask for one of {shown}; a model that was taught with captions "
+        "takes any sentence"
+    )
+
+
+def best(seconds: Tensor, scores: Tensor, top: int, overlap: float = 0.5) -> list[Span]:
+    """The `top` windows (W,2) by score (W,), without those that overlap a better one too much."""
+    kept = suppress(seconds.numpy(), scores.numpy(), overlap)[:top]
+    return [Span(round(float(seconds[i, 0]), 3), round(float(seconds[i, 1]), 3), float(scores[i])) for i in kept]
+
+
+def suppress(spans: np.ndarray, scores: np.ndarray, overlap: float = 0.5) -> list[int]:
+    """Numbers of the spans (W,2) that stay, best score first: each whose IoU with every better one that stays is at most
+    `overlap` (non-maximum suppression). Of equal scores the earlier row is the better one."""
+    waiting = np.argsort(-scores, kind="stable")
+    kept: list[int] = []
+    while len(waiting):
+        first = int(waiting[0])
+        kept.append(first)
+        waiting = waiting[1:][iou(spans[first : first + 1], spans[waiting[1:]])[0] <= overlap]
+    return kept
+
+
+@torch.no_grad()
+def choose(model: Model, video: str | Path, question: Question, clips: int = 5) -> list[float]:
+    """A score for every choice of a multiple-choice question: the cosine of the video's embedding (the mean over `clips` windows)
+    with that of "question choice". The highest is the answer. ConfigError for a model without a text tower."""
+    texts = model.embed_text([f"{question.text} {choice}".strip() for choice in question.choices]).cpu()
+    vector = F.normalize(embed_video(model, video, clips), dim=0)
+    scores: list[float] = (F.normalize(texts, dim=1) @ vector).tolist()
+    return scores
+
+
+def _chances(found: Scan) -> Tensor:
+    assert found.probabilities is not None
+    return found.probabilities
+
+
+def _words(text: Any) -> str:
+    return " ".join("".join(c if c.isalnum() else " " for c in str(text).lower()).split())

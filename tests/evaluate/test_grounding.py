@@ -1,0 +1,135 @@
+"""The numbers of grounding against formulas written another way, and against what must hold."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tubelet.errors import DataError
+from tubelet.evaluate import grounding
+from tubelet.evaluate.grounding import MAP_AT, average_precision, evaluate, iou, localisation, multiple_choice, proposals
+from tubelet.records import Query
+
+times = st.integers(0, 40).map(lambda value: value / 4)
+spans = st.tuples(times, times).map(lambda pair: (min(pair), max(pair) + 0.25))
+
+
+def overlap(a, b):
+    """IoU by counting quarter seconds."""
+    cells = [{cell for cell in range(200) if start <= cell / 4 < end} for start, end in (a, b)]
+    return len(cells[0] & cells[1]) / len(cells[0] | cells[1])
+
+
+@given(spans, spans)
+def test_iou_is_that_of_sets_and_symmetric(a, b):
+    value = iou([a], [b])[0, 0]
+    assert value == pytest.approx(overlap(a, b)) and value == iou([b], [a])[0, 0] and 0 <= value <= 1
+    assert iou([a], [a])[0, 0] == 1
+
+
+def test_iou_of_nothing():
+    assert iou([(2, 2)], [(2, 2)])[0, 0] == 0 and iou([], [(0, 1)]).shape == (0, 1)
+
+
+def brute_average_precision(found, wanted, threshold):
+    """By the words of QVHighlights' and ActivityNet's evaluation: rank, lock, accumulate, interpolate at every change of recall."""
+    found = sorted(found, key=lambda row: -row[3])
+    locked, right = set(), []
+    for video, start, end, _ in found:
+        candidates = [(overlap((start, end), truth[1:]), -place) for place, truth in enumerate(wanted) if truth[0] == video]
+        chosen = None
+        for value, place in sorted(candidates, reverse=True):
+            if value < threshold:
+                break
+            if -place not in locked:
+                chosen = -place
+                break
+        if chosen is not None:
+            locked.add(chosen)
+        right.append(chosen is not None)
+    hits, precision, recall = 0, [0.0], [0.0]
+    for rank, hit in enumerate(right, 1):
+        hits += hit
+        precision.append(hits / rank)
+        recall.append(hits / len(wanted))
+    precision.append(0.0)
+    recall.append(1.0)
+    for i in range(len(precision) - 2, -1, -1):
+        precision[i] = max(precision[i], precision[i + 1])
+    return sum((recall[i] - recall[i - 1]) * precision[i] for i in range(1, len(recall)) if recall[i] != recall[i - 1])
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), spans), max_size=8),
+    st.lists(st.tuples(st.sampled_from("ab"), spans), min_size=1, max_size=5),
+)
+@settings(max_examples=60, deadline=None)
+def test_average_precision_is_that_of_the_benchmarks(found, wanted):
+    detections = [(video, *span, -float(place)) for place, (video, span) in enumerate(found)]
+    truths = [(video, *span) for video, span in wanted]
+    got = average_precision(detections, truths, (0.3, 0.5, 0.75))
+    expected = [brute_average_precision(detections, truths, at) for at in (0.3, 0.5, 0.75)]
+    np.testing.assert_allclose(got, expected, atol=1e-12)
+
+
+@given(st.lists(st.tuples(st.lists(spans, max_size=6), st.lists(spans, max_size=3)), min_size=1, max_size=6))
+@settings(max_examples=40, deadline=None)
+def test_recall_and_miou_are_the_formula(rows):
+    got = evaluate([row[0] for row in rows], [row[1] for row in rows])
+    asked = [(found, wanted) for found, wanted in rows if wanted]
+    best = [[max(overlap(one, truth) for truth in wanted) for one in found] for found, wanted in asked]
+    count = max(1, len(asked))
+    assert got["questions"] == len(asked)
+    assert got["mIoU"] == pytest.approx(sum(row[0] if row else 0 for row in best) / count)
+    for at in (0.3, 0.5, 0.7):
+        assert got[f"R1@{at}"] == pytest.approx(sum(any(value >= at for value in row[:1]) for row in best) / count)
+        assert got[f"R5@{at}"] == pytest.approx(sum(any(value >= at for value in row[:5]) for row in best) / count)
+        assert 0 <= got[f"R1@{at}"] <= got[f"R5@{at}"] <= 1
+    means = [[brute_average_precision([("", *one, -i) for i, one in enumerate(found)], [("", *t) for t in wanted], at)
+              for at in MAP_AT] for found, wanted in asked]  # fmt: skip
+    assert got["mAP"] == pytest.approx(np.mean(means) if means else 0)
+
+
+def test_perfect_and_empty_answers():
+    truth = [[(1.0, 4.0)], [(0.0, 2.0), (5.0, 9.0)]]
+    perfect = evaluate(truth, truth)
+    assert all(perfect[name] == 1 for name in ("R1@0.7", "R5@0.7", "mIoU", "mAP", "mAP@0.5", "mAP@0.75"))
+    assert evaluate([[], []], truth)["mAP"] == 0 == evaluate([[], []], truth)["mIoU"]
+
+
+def test_proposals_by_hand():
+    got = proposals({"a": [(0, 10), (90, 99)], "b": []}, {"a": [(0, 10), (0, 5)], "b": [(0, 1)]}, (0.5, 0.9))
+    # Video a: the first proposal meets both true spans at 0.5 and one at 0.9; b has none.
+    assert got["recall@0.5"] == 0.5 and got["precision@0.5"] == 0.25
+    assert got["recall@0.9"] == 0.25 and got["precision@0.9"] == 0.25
+    assert got["recall"] == 0.375
+
+
+def test_localisation_is_the_mean_over_true_classes():
+    wanted = {"run": [("v", 0, 10)], "jump": [("v", 10, 20), ("w", 0, 5)]}
+    found = {"run": [("v", 0, 10, 0.9)], "jump": [("v", 10, 20, 0.8), ("v", 10, 20, 0.7)], "swim": [("v", 0, 1, 1.0)]}
+    assert localisation(found, wanted, (0.5,)) == {"mAP@0.5": 0.75, "mAP": 0.75}
+
+
+def test_multiple_choice_and_ties():
+    got = multiple_choice([[1, 2, 3, 4, 5], [5, 1, 1, 1, 1], [1, 1, 1, 1, 1]], [4, 1, 0])
+    assert got == {"accuracy": pytest.approx((1 + 0 + 0.2) / 3), "chance": pytest.approx(0.2), "questions": 3}
+
+
+def test_answers_in_a_file(tmp_path):
+    queries = [Query("1", "v", "a", ((0, 10),)), Query("2", "v", "b", ((5, 9), (0, 2))), Query("3", "v", "c")]
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"qid": 1, "pred_relevant_windows": [[20, 30, 0.1], [0, 10, 0.9]]}\n')
+    got = grounding.score_file(path, queries)
+    assert (got["R1@0.7"], got["questions"], got["answered"]) == (0.5, 2, 1)
+    for line, message in (
+        ('{"qid": 9, "pred_relevant_windows": []}', "line 1: there is no question '9' in the annotations"),
+        ('{"qid": 1}', "line 1: wanted {\"qid\""),
+        ("[", "line 1: wanted"),
+    ):  # fmt: skip
+        path.write_text(line)
+        with pytest.raises(DataError, match="answers.jsonl") as caught:
+            grounding.score_file(path, queries)
+        assert message in str(caught.value)
+    with pytest.raises(DataError, match="cannot be read"):
+        grounding.score_file(tmp_path / "no.jsonl", queries)
