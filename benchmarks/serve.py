@@ -7,8 +7,9 @@ A server process of `videomae_small` (random weights, 400 classes, 16 frames of 
 first answer    from the first byte of a 10 s 720p file sent to its five classes, of one clip and crop, and of the page's 5 clips
 many            every client sends a video that nobody sent before (the same pictures, other bytes) and asks for its classes, of
                 one clip of 3 crops, again and again; 429 is obeyed and counted, any other refusal ends the benchmark. Latencies
-                include the waiting for a place. Before and after, `tubelet predict --engine local` answers the same videos in a process
-                of its own; the ratio is videos per second to the mean of these. Memory is the server's in the middle and at the end.
+                include the waiting for a place. Before and after, `tubelet predict --engine local` answers such videos in a
+                process of its own; the ratio is of videos per second, to the mean of these two. Memory is the server's in the
+                middle and at the end.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import measure
@@ -42,12 +44,14 @@ def main() -> None:
         spec = ClipSpec(frames=16, size=112 if options.quick else 224)
         torch.manual_seed(0)
         model = save(models.build("videomae_small", spec, [str(i) for i in range(400)], **small), folder / "model")
-        page = sum(path.stat().st_size for path in (Path(models.__file__).parents[1] / "web" / "page").iterdir() if path.is_file())
+        page = sum(
+            path.stat().st_size for path in (Path(models.__file__).parents[1] / "web" / "page").iterdir() if path.is_file()
+        )
         large = measure.make_video(folder / "large.mp4", 250, 720, 1280, fps=25).read_bytes()
         for clips in (1, 5):
             with server(model, 2) as client:
-                client.predict(client.upload(folder / "large.mp4")["id"], clips=1)  # the second file is the first of a warm server
-                seconds = [timed(lambda: answer(client, marked(large, n), clips)) for n in range(options.rounds)]
+                client.predict(client.upload(folder / "large.mp4")["id"], clips=1)  # so that the next finds a warm server
+                seconds = [timed(partial(answer, client, marked(large, n), clips)) for n in range(options.rounds)]
             rows.append({
                 "what": "first answer", "video": "10 s of 720p", "clips x crops": f"{clips} x 3", "s": statistics.median(seconds),
                 "range": measure.spread(seconds), "page, KB": page / 1000,
@@ -126,7 +130,9 @@ def batch(model: Path, video: bytes, folder: Path, count: int) -> float:
             (place / f"{number}.mp4").write_bytes(marked(video, number))
         words = [sys.executable, "-m", "tubelet", "predict", str(model), str(place), "--engine", "local", "--clips", "1",
                  "--out", str(folder / f"out{videos}")]  # fmt: skip
-        seconds.append(timed(lambda words=words: subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)))
+        seconds.append(
+            timed(lambda words=words: subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        )
     return count / (seconds[1] - seconds[0])
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from tubelet import storage
 from tubelet.datasets._files import is_video
 from tubelet.errors import CheckpointError, ConfigError, DataError, MissingExtraError, VideoError, printable
-from tubelet.features import Embedded, embed_windows, fingerprint, pool, unit, utf8
+from tubelet.features import Embedded, Stored, embed_windows, fingerprint, pool, unit, utf8
 from tubelet.models._model import Model
 from tubelet.records import ClipSpec, Example
 from tubelet.video.decode import decode
@@ -318,6 +318,16 @@ class Index:
                     commit()
         finally:  # also what was done when Ctrl-C came
             commit()
+
+    def windows(self) -> tuple[Stored, Tensor]:
+        """(the vectors of every window, for `tubelet.classify`; float64 (N,2), the seconds each is from and to)."""
+        columns = ["id", "path", "start_seconds", "end_seconds", "vector"]
+        found = self._rows().search().where("per = 'window'").select(columns).limit(None).to_arrow()
+        flat = found["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        vectors = torch.from_numpy(flat.copy()).view(-1, self.about.width)
+        seconds = torch.from_numpy(np.stack([found[name].to_numpy() for name in columns[2:4]], axis=1))
+        ids, paths = (tuple(found[name].to_pylist()) for name in columns[:2])
+        return Stored(ids, paths, vectors, self.about.fingerprint, self.about.model), seconds
 
     def gone(self, below: Sequence[str | Path] = ("",)) -> list[str]:
         """Names of the indexed videos below these places whose files are no longer there."""

@@ -27,9 +27,23 @@ GROWTH = 150e6  # bytes by which the server's memory may differ between the midd
 def drop_all(corpus, tmp_path: Path, count: int) -> None:
     files = [path for path, kind in corpus(tmp_path / "files", count, 7).items() if path.is_file()]
     model = models.build("videomae_tiny", ClipSpec(frames=4, stride_frames=2, size=16), ("a", "b"), depth=1, patch=8)
-    words = [sys.executable, "-W", "error", "-m", "tubelet", "serve", str(save(model, tmp_path / "model")), "--port", "0", "--workers", "2"]
+    words = [
+        sys.executable,
+        "-W",
+        "error",
+        "-m",
+        "tubelet",
+        "serve",
+        str(save(model, tmp_path / "model")),
+        "--port",
+        "0",
+        "--workers",
+        "2",
+    ]
     limits = {"TUBELET_SECONDS_PER_FILE": "5", "TUBELET_GIGABYTES_PER_FILE": "1", "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | limits) as server:
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | limits
+    ) as server:
         try:
             assert server.stdout is not None
             client = Client(server.stdout.readline().strip(), timeout=120)
@@ -40,7 +54,11 @@ def drop_all(corpus, tmp_path: Path, count: int) -> None:
                     id = client.upload(path)["id"]
                     statuses[200] += bool(client.predict(id, clips=2)["top"])
                 except Refused as refused:
-                    assert refused.status in (413, 415, 422) and "\n" not in refused.message, (path, refused.status, refused.message)
+                    assert refused.status in (413, 415, 422) and "\n" not in refused.message, (
+                        path,
+                        refused.status,
+                        refused.message,
+                    )
                     assert str(tmp_path) not in refused.message
                     statuses[refused.status] += 1
                 if number == len(files) // 2:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,8 +16,9 @@ pytest.importorskip("httpx", reason="the tests of the page need httpx")
 
 from starlette.testclient import TestClient
 
-from tubelet import models
+from tubelet import datasets, models
 from tubelet.records import ClipSpec
+from tubelet.weights.load import load_model
 from tubelet.weights.save import save
 
 SPEC = ClipSpec(frames=4, stride_frames=2, size=32)
@@ -40,7 +42,8 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def client(model_folders: dict[str, Path], tmp_path: Path) -> Iterator[TestClient]:
     """Asks the three models; uploads of at most 1 MB, 10 s and 0.1 megapixels."""
-    from tubelet.web.app import Options, make_app
+    from tubelet.web.app import make_app
+    from tubelet.web.desk import Options
     from tubelet.web.uploads import Limits, Uploads
     from tubelet.web.work import open_model
 
@@ -50,15 +53,30 @@ def client(model_folders: dict[str, Path], tmp_path: Path) -> Iterator[TestClien
         yield made
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def serve(model_folders: dict[str, Path]) -> Iterator[Callable[..., tuple[str, subprocess.Popen[str]]]]:
     """serve(*flags) -> (address, process): `tubelet serve` with the three models."""
     running: list[subprocess.Popen[str]] = []
 
     def start(*flags: str, **environment: str) -> tuple[str, subprocess.Popen[str]]:
-        words = [sys.executable, "-W", "error", "-m", "tubelet", "serve", *map(str, model_folders.values()), "--port", "0", *flags]
+        words = [
+            sys.executable,
+            "-W",
+            "error",
+            "-m",
+            "tubelet",
+            "serve",
+            *map(str, model_folders.values()),
+            "--port",
+            "0",
+            *flags,
+        ]
         process = subprocess.Popen(
-            words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment
+            words,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
         )
         running.append(process)
         assert process.stdout is not None
@@ -74,3 +92,21 @@ def serve(model_folders: dict[str, Path]) -> Iterator[Callable[..., tuple[str, s
         process.wait()
         if process.stdout is not None:
             process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def indexed(motion_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """(videos, model that reads words, library)."""
+    pytest.importorskip("lancedb", reason="a library needs the extra [search]")
+    from tubelet.search import Index
+
+    folder = tmp_path_factory.mktemp("library")
+    videos = Path(shutil.copytree(motion_folder / "train", folder / "videos"))
+    torch.manual_seed(1)
+    made = models.build(
+        "video_text_tiny", SPEC, video_options=SIZES | {"decoder": False}, text={"width": 24, "depth": 1, "heads": 2}, width=16
+    )
+    model = save(made, folder / "model")
+    index = Index.create(folder / "index", load_model(model), model)
+    index.add(load_model(model), datasets.read(videos).examples)
+    return videos, model, folder / "index"

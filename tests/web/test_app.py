@@ -1,6 +1,7 @@
 """The API answers what the library answers, refuses with one line, and tells nobody else's page anything."""
 
 import hashlib
+import json
 import os
 import signal
 import socket
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 import tubelet
+from tubelet.timeline import timeline
 from tubelet.video.write import write_video
 
 
@@ -44,7 +46,9 @@ def test_a_prediction_is_that_of_the_library(client, model_folders, video):
 def test_the_same_question_is_answered_once(client, video):
     id = send(client, video.read_bytes())["id"]
     first = client.get(f"/api/videos/{id}/prediction").json()
-    clips = next(line for line in client.get("/metrics").text.splitlines() if line.startswith('tubelet_clips{model="classifier"}'))
+    clips = next(
+        line for line in client.get("/metrics").text.splitlines() if line.startswith('tubelet_clips{model="classifier"}')
+    )
     assert client.get(f"/api/videos/{id}/prediction").json() == first and first["model"] == "classifier"
     assert clips in client.get("/metrics").text and float(clips.split()[1]) == 15  # 5 clips of 3 crops, once
 
@@ -104,6 +108,28 @@ def test_what_is_refused_says_why_and_leaves_nothing(client, tmp_path):
     assert set((tmp_path / "uploads").iterdir()) == before
 
 
+def test_a_timeline_is_that_of_the_library_and_tells_how_far_it_is(client, model_folders, video):
+    id = send(client, video.read_bytes())["id"]
+    with client.stream("GET", f"/api/videos/{id}/timeline/events") as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        events = [block.split("\n") for block in answer.read().decode().strip().split("\n\n")]
+    kinds = [lines[0].removeprefix("event: ") for lines in events]
+    parts = [
+        json.loads(lines[1].removeprefix("data: "))["part"]
+        for lines, kind in zip(events, kinds, strict=True)
+        if kind == "progress"
+    ]
+    assert kinds[-1] == "done" and parts == sorted(parts) and all(0 < part <= 1 for part in parts)
+    found = json.loads(events[-1][1].removeprefix("data: "))
+    expected = timeline(tubelet.load(model_folders["classifier"]).network, video, 0.2)
+    assert found["classes"] == list(expected.class_names) and found["seconds"] == pytest.approx(expected.seconds.tolist())
+    torch.testing.assert_close(torch.tensor(found["probabilities"]), expected.probabilities, rtol=0, atol=2e-5)
+    assert client.get(f"/api/videos/{id}/timeline").json() == found
+    assert client.get(f"/api/videos/{'0' * 64}/timeline/events").status_code == 404
+    with client.stream("GET", f"/api/videos/{id}/timeline/events?model=autoencoder") as answer:
+        assert "event: problem" in answer.read().decode()
+
+
 @pytest.mark.parametrize(
     ("address", "status", "why"),
     [
@@ -141,11 +167,15 @@ def test_every_answer_forbids_what_the_page_does_not_need(client):
 
 def test_the_page_asks_no_other_host_and_is_small():
     folder = Path(tubelet.__file__).parent / "web" / "page"
-    pages = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir() if path.suffix in (".html", ".js", ".css")}
+    pages = {
+        path.name: path.read_text(encoding="utf-8") for path in folder.iterdir() if path.suffix in (".html", ".js", ".css")
+    }
     assert sum(len(text.encode()) for text in pages.values()) < 150_000
     for name, text in pages.items():
         assert "//" not in text.replace("http://www.w3.org/2000/svg", "").replace("// ", ""), name
-    assert "<script>" not in pages["index.html"] and "style=" not in pages["index.html"] and "onclick=" not in pages["index.html"]
+    assert (
+        "<script>" not in pages["index.html"] and "style=" not in pages["index.html"] and "onclick=" not in pages["index.html"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -164,7 +194,8 @@ def test_pages_of_others_are_refused(client, headers, status):
 def test_a_full_house_says_when_to_come_again(model_folders, tmp_path, video):
     from starlette.testclient import TestClient
 
-    from tubelet.web.app import Options, make_app
+    from tubelet.web.app import make_app
+    from tubelet.web.desk import Options
     from tubelet.web.uploads import Limits, Uploads
     from tubelet.web.work import open_model
 
@@ -185,7 +216,7 @@ def test_room_is_made_by_the_oldest(tmp_path, model_folders):
         yield data
 
     videos = []
-    for number in range(3):
+    for _ in range(3):
         write_video(tmp_path / "a.mp4", torch.randint(256, (4, 3, 64, 64), dtype=torch.uint8), fps=4)
         videos.append((tmp_path / "a.mp4").read_bytes())
     uploads = Uploads(tmp_path / "uploads", Limits(gigabytes_kept=(len(videos[0]) + len(videos[1]) + len(videos[2]) - 1) / 1e9))
@@ -194,7 +225,7 @@ def test_room_is_made_by_the_oldest(tmp_path, model_folders):
         ids.append(asyncio.run(uploads.receive(once(data), None)).id)
         uploads.cached(ids[-1], ("a",), lambda: b"answer")
         os.utime(uploads.path(ids[-1]), (place, place))
-    with pytest.raises(Refused, match="made room for newer ones"):
+    with pytest.raises(Refused, match="made room for newer"):
         uploads.path(ids[0])
     assert not list((tmp_path / "uploads").glob(f"{ids[0]}*"))
     assert uploads.path(ids[1]).exists() and uploads.path(ids[2]).exists()
@@ -227,7 +258,7 @@ def test_it_finishes_what_it_began_and_forgets_whoever_left(serve, tmp_path):
     write_video(tmp_path / "long.mp4", torch.randint(256, (900, 3, 96, 96), dtype=torch.uint8), fps=30)
     request = urllib.request.Request(f"{address}api/videos", data=(tmp_path / "long.mp4").read_bytes(), method="POST")
     with urllib.request.urlopen(request, timeout=120) as answer:
-        id = __import__("json").load(answer)["id"]
+        id = json.load(answer)["id"]
 
     # Somebody asks for much and leaves: the work ends, and the next is answered.
     with socket.create_connection(("127.0.0.1", int(address.rsplit(":", 1)[1].strip("/"))), timeout=60) as gone:
@@ -242,7 +273,9 @@ def test_it_finishes_what_it_began_and_forgets_whoever_left(serve, tmp_path):
 
     # A signal in the middle of a request: it is still answered, and the process ends with 0.
     words = [sys.executable, "-c", "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1]).status)"]
-    asking = subprocess.Popen([*words, f"{address}api/videos/{id}/prediction?clips=30&model=classifier"], stdout=subprocess.PIPE, text=True)
+    asking = subprocess.Popen(
+        [*words, f"{address}api/videos/{id}/prediction?clips=30&model=classifier"], stdout=subprocess.PIPE, text=True
+    )
     until = time.monotonic() + 60
     while b"tubelet_requests_in_progress 1.0" not in get(f"{address}metrics")[1]:
         assert time.monotonic() < until and asking.poll() is None

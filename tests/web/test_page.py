@@ -1,6 +1,7 @@
 """A person in a real browser: what they drop, click and type, and what the page says to them."""
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,14 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from tubelet.video.write import write_video
+
 sync_api = pytest.importorskip("playwright.sync_api", reason="the page is tested in a browser by `make test-browser`")
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 if CHROMIUM is None:
     pytest.skip("no Chromium here: `make test-browser` installs it", allow_module_level=True)
 
-from playwright.sync_api import Page, expect
-
-from tubelet.video.write import write_video
+Page, expect = sync_api.Page, sync_api.expect
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +29,22 @@ def browser() -> Iterator[object]:
         made.close()
 
 
+@pytest.fixture(scope="module")
+def address(serve: Callable[..., tuple[str, object]], indexed: tuple[Path, Path, Path]) -> str:
+    """Of a server with a library that takes files of 1 MB."""
+    return serve("--megabytes", "1", "--library", str(indexed[2]))[0]
+
+
 @pytest.fixture
-def page(browser, serve: Callable[..., tuple[str, object]]) -> Iterator[Page]:
-    """The page of a server that takes files of 1 MB; whatever the browser complains about fails the test."""
-    address, _ = serve("--megabytes", "1")
+def page(browser, address: str) -> Iterator[Page]:
+    """The page; whatever the browser complains about fails the test."""
     made = browser.new_page(viewport={"width": 1440, "height": 900})
     complaints: list[str] = []
     made.on("pageerror", lambda error: complaints.append(str(error)))
-    made.on("request", lambda request: complaints.append(request.url) if not request.url.startswith((address, "blob:", "data:")) else None)
+    made.on(
+        "request",
+        lambda request: complaints.append(request.url) if not request.url.startswith((address, "blob:", "data:")) else None,
+    )
     made.on("console", lambda message: complaints.append(message.text) if "Content Security Policy" in message.text else None)
     made.goto(address)
     expect(made.locator("#serving")).to_contain_text("classifier")
@@ -71,9 +82,13 @@ def test_sliders_change_the_reconstruction(page: Page, video: Path):
     assert before and "90 %" in page.locator("#ratio-shown").inner_text()
     page.locator("#ratio").fill("50")
     expect(page.locator("#ratio-shown")).to_have_text("50 %")
-    expect(picture).to_have_attribute("alt", "The clip, the 50 % of it that autoencoder was shown (tube mask), and what it made of that")
+    expect(picture).to_have_attribute(
+        "alt", "The clip, the 50 % of it that autoencoder was shown (tube mask), and what it made of that"
+    )
     page.locator("#mask").select_option("frame")
-    expect(picture).to_have_attribute("alt", "The clip, the 50 % of it that autoencoder was shown (frame mask), and what it made of that")
+    expect(picture).to_have_attribute(
+        "alt", "The clip, the 50 % of it that autoencoder was shown (frame mask), and what it made of that"
+    )
     assert picture.get_attribute("src") != before
     expect(page.locator("#attended img")).to_be_visible()
 
@@ -109,6 +124,55 @@ def test_the_keyboard_is_enough(page: Page, video: Path):
     page.locator("#ratio").focus()
     page.keyboard.press("ArrowLeft")
     expect(page.locator("#ratio-shown")).to_have_text("85 %")
+
+
+def test_a_moment_found_is_played_at_its_second(page: Page, video: Path):
+    page.locator("#words").fill("a thing moves left")
+    page.keyboard.press("Enter")
+    hits = page.locator("#hits li")
+    expect(page.locator("#search-state")).to_contain_text("moments, in")
+    hit = next(hits.nth(n) for n in range(hits.count()) if not hits.nth(n).inner_text().count("0:00.0 to"))
+    start = float(re.search(r"0:(\d\d\.\d) to", hit.inner_text())[1])
+    assert start > 0
+    hit.locator("button.clip").click()
+    expect(page.locator("#moment")).to_be_visible()
+    page.wait_for_function("start => Math.abs(document.querySelector('#moment').currentTime - start) < 0.5", arg=start)
+    page.set_input_files("#file", video)
+    expect(page.locator("#like-this")).to_be_enabled()
+    page.locator("#like-this").click()
+    expect(hits.first).to_contain_text("similarity")
+
+
+def test_tags_teach_a_classifier(page: Page):
+    page.locator("#words").fill("left")
+    page.locator("#search button[type=submit]").click()
+    boxes = page.locator("#hits .tag input")
+    expect(boxes.nth(3)).to_be_visible()
+    expect(page.locator("#teach")).to_be_disabled()
+    for place, tag in enumerate(["this", "that", "this"]):
+        boxes.nth(place).fill(tag)
+        boxes.nth(place).blur()
+    expect(page.locator("#tag-state")).to_have_text("3 moments tagged, this, that")
+    page.locator("#teach").click()
+    expect(page.locator("#tag-state")).to_contain_text("learned that, this from 3 moments")
+    expect(page.locator("#taught li").first).to_be_visible()
+
+
+def test_a_click_on_the_timeline_jumps_the_player(page: Page, video: Path):
+    page.set_input_files("#file", video)
+    lines = page.locator("#timeline svg")
+    expect(lines).to_have_count(3)
+    box = lines.first.bounding_box()
+    assert box is not None
+    lines.first.click(position={"x": box["width"] * 0.75, "y": 10})
+    assert page.evaluate("document.querySelector('#player').currentTime") == pytest.approx(3.0, abs=0.1)
+    lines.first.press("ArrowLeft")
+    assert page.evaluate("document.querySelector('#player').currentTime") == pytest.approx(2.9, abs=0.1)
+
+
+def test_every_part_says_what_will_be_there(page: Page):
+    for place in ("#answers", "#timeline", "#rebuilt", "#attended"):
+        expect(page.locator(f"{place} .empty")).to_be_visible()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1440, "light")])

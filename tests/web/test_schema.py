@@ -20,7 +20,8 @@ EXAMPLES = int(os.environ.get("TUBELET_SCHEMA_EXAMPLES", "20"))  # of each addre
 def described(model_folders, tmp_path_factory, motion_folder: Path):
     from starlette.testclient import TestClient
 
-    from tubelet.web.app import Options, make_app
+    from tubelet.web.app import make_app
+    from tubelet.web.desk import Options
     from tubelet.web.uploads import Limits, Uploads
     from tubelet.web.work import open_model
 
@@ -42,7 +43,11 @@ def described(model_folders, tmp_path_factory, motion_folder: Path):
 
 def test_the_api_keeps_its_word(described):
     operations = [found.ok() for found in described.get_all_operations()]
-    assert {operation.label for operation in operations} >= {"POST /api/videos", "GET /api/videos/{id}/prediction", "GET /metrics"}
+    assert {operation.label for operation in operations} >= {
+        "POST /api/videos",
+        "GET /api/videos/{id}/prediction",
+        "GET /metrics",
+    }
     for operation in operations:
 
         @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))

@@ -157,7 +157,9 @@ def _fit(
         return 2 if missing else 0
     print(f"{out}: a head taught by {len(train)} questions about {len(stored)} videos")
     if rows:
-        print(f"on {len(held)} questions of the split {val_split!r}; prior: always the mean place of the training spans of that label")
+        print(
+            f"on {len(held)} questions of the split {val_split!r}; prior: always the mean place of the training spans of that label"
+        )
         shown = ("R1@0.3", "R1@0.5", "R1@0.7", "R5@0.5", "mIoU", "mAP")
         table([{"": name, **{key: f"{found[key]:.1%}" for key in shown}} for name, found in rows.items()])
     return 2 if missing else 0

@@ -1,197 +1,70 @@
 """The addresses of the server. A person uses the page at `/`; programs use `/api` (described at `/openapi.json`).
 
-Every answer that is not what was asked for is {"error": one line}. Long work runs in threads, at most `workers` at a time;
-`places` of requests may wait for it, further ones get 429. Work ends early when whoever asked goes away.
+Every answer that is not what was asked for is {"error": one line}. `desk` says who is worked for, `door` who is let in, `rows` what
+the JSON is.
 """
 
 import asyncio
-import hmac
 import json
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
-from urllib.parse import urlsplit
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import BaseModel, Field
-from starlette.exceptions import HTTPException
+from fastapi.responses import FileResponse, StreamingResponse
 
 from tubelet import __version__, masking
 from tubelet.errors import TubeletError, printable
 from tubelet.find import choose
 from tubelet.video.guard import Stopped
 from tubelet.web import work
+from tubelet.web.desk import Desk, Numbers, Options
+from tubelet.web.door import answer_errors, checked
 from tubelet.web.library import Library
+from tubelet.web.rows import (
+    ClassRow,
+    Clips,
+    Found,
+    LibraryRow,
+    ModelRow,
+    MomentRow,
+    PredictionRow,
+    Problem,
+    Question,
+    Tags,
+    Taught,
+    TimelineRow,
+    Times,
+    Top,
+    VideoRow,
+    Which,
+)
 from tubelet.web.uploads import Refused, Uploads
 from tubelet.web.work import Served
 
-T = TypeVar("T")
-LOOK_SECONDS = 0.2  # between two looks whether whoever asked is still there
+DEFAULTS = Options()
 PAGE = {"/": ("index.html", "text/html"), "/page.js": ("page.js", "text/javascript"), "/page.css": ("page.css", "text/css")}
-# No script, style, picture or connection but our own; nobody may frame the page or guess types.
-HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src "
-    "'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-store",
+_EVENT = {
+    "type": "object", "required": ["event", "data"],
+    "properties": {"event": {"enum": ["progress", "done", "problem"]}, "data": {"type": "string"}},
+}  # fmt: skip
+EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": _EVENT}}}}
+BINARY = {"type": "string", "format": "binary"}
+_BYTES: dict[str, Any] = {"content": {"video/mp4": {"schema": BINARY}}}
+FILE: dict[int | str, dict[str, Any]] = {
+    200: _BYTES,
+    206: _BYTES | {"description": "the range asked for"},
+    416: {"description": "no such range"},
 }
-EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
-COOKIE = "tubelet_token"
-_BYTES: dict[str, Any] = {"content": {"video/mp4": {"schema": {"type": "string", "format": "binary"}}}}
-FILE: dict[int | str, dict[str, Any]] = {200: _BYTES, 206: _BYTES | {"description": "the range asked for"}, 416: {"description": "no such range"}}
-
-
-@dataclass(frozen=True)
-class Options:
-    """How the server answers.
-
-    hosts    names by which it may be called (a page of another site could otherwise reach a server on this machine)
-    token    what a caller must show, as `Authorization: Bearer TOKEN` or once as `?token=TOKEN`; "": nothing
-    workers  files that are read at the same time
-    places   requests that may be worked on or wait; the next one gets 429
-    seconds  after which a request is given up
-    """
-
-    hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "[::1]")
-    token: str = ""
-    workers: int = 2
-    places: int = 16
-    seconds: float = 300.0
-
-
-class Problem(BaseModel):
-    error: str
-
-
-class ModelRow(BaseModel):
-    """One of the models that answer."""
-
-    name: str
-    variant: str
-    classes: list[str]
-    frames: int
-    stride_frames: int
-    size: int
-    rebuilds: bool
-    attends: bool
-
-
-class VideoRow(BaseModel):
-    """An upload; its id is the SHA-256 of its bytes."""
-
-    id: str
-    bytes: int
-    seconds: float
-    frames: int
-    fps: float
-    width: int
-    height: int
-    codec: str
-
-
-class ClassRow(BaseModel):
-    name: str
-    probability: float
-
-
-class PredictionRow(BaseModel):
-    """seconds: for each clip the times of the frames that were looked at."""
-
-    model: str
-    top: list[ClassRow]
-    seconds: list[list[float]]
-    crops: int
-    warnings: list[str]
-
-
-class TimelineRow(BaseModel):
-    """probabilities: at each of `seconds`, of each of `classes`."""
-
-    model: str
-    classes: list[str]
-    seconds: list[float]
-    probabilities: list[list[float]]
-
-
-class LibraryRow(BaseModel):
-    """How much the library holds; without one, nothing."""
-
-    windows: int = 0
-    files: int = 0
-    reads_words: bool = False
-    model: str = ""
-
-
-class Question(BaseModel):
-    """Words, or the id of an upload (or a part of it, in seconds)."""
-
-    words: str = Field("", max_length=1000)
-    video: str = ""
-    start_seconds: float | None = Field(None, ge=0, allow_inf_nan=False)
-    end_seconds: float | None = Field(None, ge=0, allow_inf_nan=False)
-    top: int = Field(12, ge=1, le=100)
-
-
-class MomentRow(BaseModel):
-    """A stretch of a file of the library; key is what its file is called here, name what a person calls it."""
-
-    key: str
-    name: str
-    start_seconds: float
-    end_seconds: float
-    score: float
-    label: str
-    text: str
-    gone: bool
-
-
-class Found(BaseModel):
-    hits: list[MomentRow]
-    seconds: float
-
-
-class Tag(BaseModel):
-    key: str
-    start_seconds: float = Field(allow_inf_nan=False)
-    end_seconds: float = Field(allow_inf_nan=False)
-    label: str = Field(min_length=1, max_length=200)
-
-
-class Tags(BaseModel):
-    tags: list[Tag] = Field(max_length=10_000)
-    top: int = Field(12, ge=1, le=100)
-
-
-class Taught(BaseModel):
-    """surest: of every class the moments that the head is surest of; uncertain: those worth a tag next."""
-
-    classes: list[str]
-    seconds: float
-    surest: list[MomentRow]
-    uncertain: list[MomentRow]
-
-
-Clips = Annotated[int, Query(ge=1, le=32, description="windows in time")]
-Top = Annotated[int, Query(ge=1, le=100, description="how many classes")]
-Times = Annotated[str, Query(max_length=2000, description="seconds, with commas between them")]
-Which = Annotated[str, Query(description="name of a model; empty: the first that can")]
 
 
 def make_app(
-    models: Sequence[Served], uploads: Uploads, options: Options = Options(), library: Library | None = None
+    models: Sequence[Served], uploads: Uploads, options: Options = DEFAULTS, library: Library | None = None
 ) -> FastAPI:
     """The application. `models` answer in the order given; `library` is searched."""
     desk = Desk(options)
@@ -207,7 +80,7 @@ def make_app(
             await asyncio.to_thread(served.batcher.close)
 
     problems: dict[int | str, dict[str, Any]] = {
-        status: {"model": Problem} for status in (400, 401, 404, 405, 413, 415, 422, 429, 503, 504)
+        status: {"model": Problem} for status in (400, 401, 403, 404, 405, 413, 415, 422, 429, 503, 504)
     }
     app = FastAPI(
         title="Tubelet", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan, responses=problems,
@@ -222,8 +95,8 @@ def make_app(
             return next(served for served in models if served.name == choose(name, [m.name for m in models], "model"))
         return next(filter(can, models), models[0])
 
-    for address, (file, kind) in PAGE.items():
-        app.add_api_route(address, static(file, kind), include_in_schema=False)
+    for address, (name, kind) in PAGE.items():
+        app.add_api_route(address, static(name, kind), include_in_schema=False)
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -261,7 +134,7 @@ def make_app(
     @app.post(
         "/api/videos",
         status_code=201,
-        openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}},
+        openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": BINARY}}}},
     )
     async def upload(request: Request) -> VideoRow:
         """Take in a video or a picture: the body is the file itself. The same bytes get the same id."""
@@ -319,27 +192,33 @@ def make_app(
     @app.get("/api/videos/{id}/timeline")
     async def timeline(request: Request, id: str, model: Which = "") -> TimelineRow:
         """The probability of every class over the whole length."""
-        served, path = named(model, lambda served: bool(served.network.class_names)), uploads.path(id)
-        question = ("timeline", served.name, served.fingerprint)
-        data = await answered(request, id, question, lambda stop: work.timeline(served, path, stop))
-        return TimelineRow.model_validate_json(data)
+        question, make = timeline_of(model, id)
+        return TimelineRow.model_validate_json(await answered(request, id, question, make))
 
     @app.get("/api/videos/{id}/timeline/events", response_class=StreamingResponse, responses=EVENTS)
     async def timeline_events(request: Request, id: str, model: Which = "") -> StreamingResponse:
         """The same as server-sent events: `progress` ({"part": 0 to 1}) again and again, then `done` or `problem`."""
-        served, path = named(model, lambda served: bool(served.network.class_names)), uploads.path(id)
-        question = ("timeline", served.name, served.fingerprint)
         parts: asyncio.Queue[float] = asyncio.Queue()
         loop = asyncio.get_running_loop()
-
-        def make(stop: threading.Event) -> bytes:
-            def tell(part: float) -> None:
-                loop.call_soon_threadsafe(parts.put_nowait, part)
-
-            return work.timeline(served, path, stop, tell)
-
+        question, make = timeline_of(model, id, lambda part: loop.call_soon_threadsafe(parts.put_nowait, part))
         running = asyncio.ensure_future(answered(request, id, question, make))
         return StreamingResponse(stream_events(running, parts), media_type="text/event-stream")
+
+    def timeline_of(
+        name: str, id: str, tell: Callable[[float], object] = lambda part: None
+    ) -> tuple[tuple[Any, ...], Callable[[threading.Event], bytes]]:
+        """The question, and what answers it."""
+        served, path = named(name, lambda served: bool(served.network.class_names)), uploads.path(id)
+
+        def make(stop: threading.Event) -> bytes:
+            found = work.over_time(served, path, uploads.get(id).seconds, stop, tell)
+            row = TimelineRow(
+                model=served.name, classes=list(found.class_names), seconds=found.seconds.tolist(),
+                probabilities=[[round(value, 5) for value in moment] for moment in found.probabilities.tolist()],
+            )  # fmt: skip
+            return row.model_dump_json().encode()
+
+        return ("timeline", served.name, served.fingerprint), make
 
     @app.get("/api/library")
     async def about_library() -> LibraryRow:
@@ -348,7 +227,9 @@ def make_app(
 
     def some_library() -> Library:
         if library is None:
-            raise Refused(404, "no library is served: make one with `tubelet index`, then `tubelet serve MODEL --library INDEX`")
+            raise Refused(
+                404, "no library is served: make one with `tubelet index`, then `tubelet serve MODEL --library INDEX`"
+            )
         return library
 
     @app.post("/api/search")
@@ -370,8 +251,8 @@ def make_app(
         place = some_library()
         given = [(tag.key, tag.start_seconds, tag.end_seconds, tag.label) for tag in tags.tags]
         found = await desk.work(request, lambda stop: place.teach(given, tags.top))
-        rows = {name: [MomentRow(**asdict(one)) for one in found.pop(name)] for name in ("surest", "uncertain")}
-        return Taught(**found, **rows)
+        surest, uncertain = ([MomentRow(**asdict(one)) for one in found[name]] for name in ("surest", "uncertain"))
+        return Taught(classes=found["classes"], seconds=found["seconds"], surest=surest, uncertain=uncertain)
 
     @app.get("/api/library/{key}/file", response_class=FileResponse, responses=FILE)
     async def library_file(key: str) -> FileResponse:
@@ -389,143 +270,6 @@ def make_app(
     return app
 
 
-class Desk:
-    """Who is worked for, and who waits."""
-
-    def __init__(self, options: Options) -> None:
-        self.options, self.ready, self.taken = options, False, 0
-        self.pool = ThreadPoolExecutor(options.workers, thread_name_prefix="tubelet-web")
-
-    def place(self) -> "Desk":
-        """Holds a place for the block; Refused with 429 when all are taken."""
-        if self.taken >= self.options.places:
-            raise Refused(429, f"{self.taken} requests are being worked on already: try again in a moment", retry_seconds=1)
-        self.taken += 1
-        return self
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *exception: object) -> None:
-        self.taken -= 1
-
-    async def work(self, request: Request, make: Callable[[threading.Event], T]) -> T:
-        """make(stop) in a thread. `stop` is set when whoever asked goes away (499), or after too long (504)."""
-        with self.place():
-            stop, began = threading.Event(), time.monotonic()
-            running = asyncio.get_running_loop().run_in_executor(self.pool, make, stop)
-            try:
-                while True:
-                    done, _ = await asyncio.wait({running}, timeout=LOOK_SECONDS)
-                    if done:
-                        return running.result()
-                    if await request.is_disconnected():
-                        raise Refused(499, "whoever asked has gone")
-                    if time.monotonic() - began > self.options.seconds:
-                        raise Refused(504, f"not done within {self.options.seconds:g} s: ask for fewer clips, or a shorter video")
-            finally:
-                stop.set()
-                running.cancel()
-
-    def close(self) -> None:
-        """Ends when all work has."""
-        self.pool.shutdown(wait=True)
-
-
-class Numbers:
-    """What `/metrics` tells."""
-
-    def __init__(self, models: Sequence[Served], desk: Desk) -> None:
-        self.registry = CollectorRegistry()
-        labels = ["method", "address", "status"]
-        self.requests = Counter("tubelet_requests", "Requests answered", labels, registry=self.registry)
-        self.seconds = Histogram("tubelet_request_seconds", "Time to the answer", ["address"], registry=self.registry)
-        waiting = Gauge("tubelet_requests_in_progress", "Requests worked on or waiting", registry=self.registry)
-        waiting.set_function(lambda: desk.taken)
-        clips = Gauge("tubelet_clips", "Clips that the model has seen", ["model"], registry=self.registry)
-        batches = Gauge("tubelet_batches", "Batches that the model has seen", ["model"], registry=self.registry)
-        for served in models:
-            sizes = served.batcher.sizes
-            clips.labels(served.name).set_function(lambda sizes=sizes: sum(size * n for size, n in list(sizes.items())))
-            batches.labels(served.name).set_function(lambda sizes=sizes: sum(list(sizes.values())))
-
-    def add(self, request: Request, status: int, seconds: float) -> None:
-        route = request.scope.get("route")
-        address = getattr(route, "path", "other")  # not the path itself: that is the caller's to choose
-        self.requests.labels(request.method, address, str(status)).inc()
-        self.seconds.labels(address).observe(seconds)
-
-    def text(self) -> bytes:
-        return generate_latest(self.registry)
-
-
-def checked(options: Options, numbers: Numbers) -> Callable[[Request, Callable[[Request], Awaitable[Response]]], Awaitable[Response]]:
-    """Looks at every request before it is answered: who asks, by what name, and with what right."""
-
-    async def middleware(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
-        began = time.monotonic()
-        try:
-            await refuse_strangers(request, options)
-            response = await go_on(request)
-        except Refused as refused:
-            response = problem(refused.status, refused.message)
-        for name, value in HEADERS.items():
-            response.headers.setdefault(name, value)
-        given = request.query_params.get("token", "")
-        if options.token and given and same(given, options.token):
-            response.set_cookie(COOKIE, given, httponly=True, samesite="strict")
-        numbers.add(request, response.status_code, time.monotonic() - began)
-        return response
-
-    return middleware
-
-
-async def refuse_strangers(request: Request, options: Options) -> None:
-    """Refused: a host that is not ours (400), a page of another site (403), a missing or wrong token (401)."""
-    host = (request.headers.get("host") or "").lower()
-    if "*" not in options.hosts and _without_port(host) not in options.hosts:
-        raise Refused(400, f"this server is not called {printable(host[:80])!r}: use {options.hosts[0]}, or start it with --host")
-    origin = request.headers.get("origin")
-    if origin and origin != "null" and urlsplit(origin).netloc.lower() != host or origin == "null":
-        raise Refused(403, "a page of another site may not use this server")
-    if options.token and request.scope["path"] not in ("/healthz", "/readyz"):
-        bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
-        shown = (bearer, request.query_params.get("token", ""), request.cookies.get(COOKIE, ""))
-        if not any(same(value, options.token) for value in shown):
-            raise Refused(401, "a token is wanted: open the address that the server printed, or send Authorization: Bearer TOKEN")
-
-
-def answer_errors(app: FastAPI) -> None:
-    """What goes wrong becomes a status and one line."""
-
-    @app.exception_handler(Refused)
-    async def refused(request: Request, error: Refused) -> Response:
-        return problem(error.status, error.message, error.retry_seconds)
-
-    @app.exception_handler(TubeletError)
-    async def mistake(request: Request, error: TubeletError) -> Response:
-        return problem(422, printable(" ".join(str(error).split())))
-
-    @app.exception_handler(Stopped)
-    async def stopped(request: Request, error: Stopped) -> Response:
-        return problem(499, "whoever asked has gone")
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        return problem(422, f"{'.'.join(map(str, first['loc'][1:])) or 'the request'}: {first['msg']}")
-
-    @app.exception_handler(HTTPException)
-    async def other(request: Request, error: HTTPException) -> Response:
-        answer = problem(error.status_code, f"{error.detail}: {request.method} {printable(request.url.path[:200])}")
-        answer.headers.update(error.headers or {})
-        return answer
-
-
-def problem(status: int, message: str, retry_seconds: int | None = None) -> JSONResponse:
-    headers = {"Retry-After": str(retry_seconds)} if retry_seconds is not None else None
-    return JSONResponse({"error": message}, status, headers)
-
-
 def times_of(seconds: str) -> list[float]:
     """[0.5, 1.0] of "0.5,1"; Refused with 422 for anything else."""
     try:
@@ -540,7 +284,8 @@ async def stream_events(running: asyncio.Future[bytes], parts: asyncio.Queue[flo
     try:
         while not running.done():
             waiting = asyncio.ensure_future(parts.get())
-            await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            both: set[asyncio.Future[Any]] = {running, waiting}
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             if not waiting.done():
                 waiting.cancel()
             elif waiting.result() >= told + 0.01:
@@ -570,11 +315,3 @@ def static(file: str, kind: str) -> Callable[[], Awaitable[Response]]:
         return Response(data, media_type=kind)
 
     return page
-
-
-def same(a: str, b: str) -> bool:
-    return hmac.compare_digest(a.encode(), b.encode())
-
-
-def _without_port(host: str) -> str:
-    return host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.partition(":")[0]

@@ -1,8 +1,8 @@
 """A server of `tubelet serve` from Python, with nothing but the standard library.
 
-    client = Client("http://127.0.0.1:8765")
-    video = client.upload("clip.mp4")
-    print(client.predict(video["id"])["top"])
+client = Client("http://127.0.0.1:8765")
+video = client.upload("clip.mp4")
+print(client.predict(video["id"])["top"])
 """
 
 import json

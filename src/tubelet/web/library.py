@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from tubelet import search, storage
-from tubelet.classify import Head, fit
-from tubelet.errors import ConfigError, DataError
+from tubelet.classify import fit
+from tubelet.errors import ConfigError, DataError, printable
+from tubelet.features import fingerprint
 from tubelet.models._model import Model
 from tubelet.search import Hit, Index
+from tubelet.train.device import choose_device
 from tubelet.web.uploads import Refused
 from tubelet.weights.load import load_model
 
@@ -43,8 +45,8 @@ class Library:
     def __init__(self, uri: str, device: str, networks: Sequence[Model] = ()) -> None:
         self.index = Index.open(uri)
         about = self.index.about
-        fitting = [network for network in networks if search.fingerprint(network) == about.fingerprint]
-        self.network = fitting[0] if fitting else load_model(about.model_path, device)
+        fitting = [network for network in networks if fingerprint(network) == about.fingerprint]
+        self.network = fitting[0] if fitting else load_model(about.model_path, choose_device(device))
         self.index.check(self.network)
         self._refresh()
         # What lies elsewhere is never served, also if a link to it takes the place of a video later.
@@ -91,46 +93,57 @@ class Library:
 
     def teach(self, tags: Sequence[tuple[str, float, float, str]], top: int) -> dict[str, Any]:
         """A linear head from (key, start, end, label) of moments found, and what it says of the whole library: the surest moments
-        of every class, and those of which it is least sure."""
+        of every class, and those between whose two likeliest classes it hesitates most."""
         begun = time.perf_counter()
-        rows, vectors = self.index.windows()
-        wanted = {(self.paths.get(key, ""), round(start, 3), round(end, 3)): label for key, start, end, label in tags}
-        places = {(row.path, round(row.start_seconds, 3), round(row.end_seconds, 3)): n for n, row in enumerate(rows)}
-        unknown = [place for place in wanted if place not in places]
-        if unknown:
-            raise DataError(f"{len(unknown)} of {len(wanted)} tagged moments are not in the library any more: search again")
-        labels = list(wanted.values())
-        if len(set(labels)) < 2:
-            raise DataError(f"the tags name {len(set(labels))} class: a classifier needs two or more")
-        head = fit(vectors[[places[place] for place in wanted]], labels)
-        chances = head.probabilities(vectors)
-        best, which = chances.max(dim=1)
-        margins = chances.topk(2, dim=1).values.diff(dim=1).neg()[:, 0]
-        tagged = torch.zeros(len(rows), dtype=torch.bool)
-        tagged[[places[place] for place in wanted]] = True
-        surest = [
-            int(n) for label in range(len(head.class_names))
-            for n in _first(torch.where((which == label) & ~tagged, best, -1.0), max(1, top // len(head.class_names)))
-        ]  # fmt: skip
-        uncertain = _first(torch.where(tagged, -1.0, 1 - margins), top)
-        return {
-            "classes": list(head.class_names),
-            "seconds": time.perf_counter() - begun,
-            "surest": [self._moment(rows[n], float(best[n]), head.class_names[int(which[n])]) for n in surest],
-            "uncertain": [self._moment(rows[n], float(best[n]), head.class_names[int(which[n])]) for n in uncertain],
+        stored, seconds = self.index.windows()
+        places = {
+            (path, round(start, 3), round(end, 3)): number
+            for number, (path, (start, end)) in enumerate(zip(stored.paths, seconds.tolist(), strict=True))
         }
+        named = {(self.paths.get(key, ""), round(start, 3), round(end, 3)): label for key, start, end, label in tags}
+        unknown = sum(place not in places for place in named)
+        if unknown:
+            raise DataError(f"{unknown} of {len(named)} tagged moments are not in the library (any more): search again")
+        tagged = [places[place] for place in named]
+        head = fit(stored, {stored.ids[number]: label for number, label in zip(tagged, named.values(), strict=True)})
+        chances = head.probabilities(stored.vectors)
+        best, which = chances.max(dim=1)
+        margin = chances.topk(2, dim=1).values.diff(dim=1).abs()[:, 0]
+        free = torch.ones(len(best), dtype=torch.bool)
+        free[tagged] = False
+        each = max(1, top // len(head.classes))
+        surest = [n for label in range(len(head.classes)) for n in _largest(best, free & (which == label), each)]
+        doubtful = _largest(1 - margin, free, top)
+
+        def moments(numbers: Sequence[int]) -> list[Moment]:
+            return [
+                self._moment(stored.paths[n], start, end, float(best[n]), head.classes[int(which[n])])
+                for n in numbers
+                for start, end in [seconds[n].tolist()]
+            ]
+
+        return {
+            "classes": list(head.classes), "seconds": time.perf_counter() - begun,
+            "surest": moments(surest), "uncertain": moments(doubtful),
+        }  # fmt: skip
 
     def _moments(self, hits: Sequence[Hit]) -> list[Moment]:
         if any(hit.path not in self.keys for hit in hits):
             self._refresh()
-        return [self._moment(hit, hit.score, hit.label or "", hit.text or "", hit.gone) for hit in hits]
+        return [
+            self._moment(hit.path, hit.start_seconds, hit.end_seconds, hit.score, hit.label or "", hit.text or "", hit.gone)
+            for hit in hits
+        ]
 
-    def _moment(self, row: Any, score: float, label: str = "", text: str = "", gone: bool = False) -> Moment:
-        name = os.path.relpath(row.path, self.common) if self.common and storage.is_plain(row.path) else row.path
-        return Moment(self.keys[row.path], name, row.start_seconds, row.end_seconds, score, label, text, gone)
+    def _moment(
+        self, path: str, start: float, end: float, score: float, label: str = "", text: str = "", gone: bool = False
+    ) -> Moment:
+        name = os.path.relpath(path, self.common) if self.common and storage.is_plain(path) else path
+        return Moment(self.keys[path], printable(name), start, end, score, label, text, gone)
 
 
-def _first(values: Tensor, count: int) -> list[int]:
-    """Places of the `count` largest values that are 0 or more."""
-    found, places = values.topk(min(count, len(values)))
-    return [int(place) for value, place in zip(found, places, strict=True) if value >= 0]
+def _largest(values: Tensor, among: Tensor, count: int) -> list[int]:
+    """Places of the `count` largest values, among those that are True."""
+    places = among.nonzero()[:, 0]
+    order = values[places].argsort(descending=True, stable=True)[:count]
+    return [int(place) for place in places[order]]

@@ -54,9 +54,11 @@ def run(models: Sequence[tuple[str, str]], settings: Settings, say: Callable[[st
     try:
         import uvicorn
 
-        from tubelet.web.app import Options, make_app
+        from tubelet.web.app import make_app
+        from tubelet.web.desk import Options
     except ImportError as error:
         raise MissingExtraError(f'the page needs {error.name}: pip install "tubelet[serve]"') from error
+    from tubelet.web.library import Library
     from tubelet.web.work import open_model
 
     names = [name for name, _ in models]
@@ -76,7 +78,8 @@ def run(models: Sequence[tuple[str, str]], settings: Settings, say: Callable[[st
             uploads = Uploads(folder, settings.limits)
         except OSError as error:
             raise CheckpointError(f"cannot keep uploads in {folder}: {error.strerror}; name another --folder") from error
-        app = make_app(served, uploads, Options(hosts, token, workers, settings.places, settings.timeout))
+        library = Library(settings.library, settings.device, [one.network for one in served]) if settings.library else None
+        app = make_app(served, uploads, Options(hosts, token, workers, settings.places, settings.timeout), library)
         shown = f"[{settings.host}]" if ":" in settings.host else settings.host
         server = uvicorn.Server(
             uvicorn.Config(

@@ -81,7 +81,9 @@ class Uploads:
                 async for chunk in chunks:
                     size += len(chunk)
                     if size > most:
-                        raise Refused(413, f"the file has more than {self.limits.megabytes:g} MB, which is what is taken at most")
+                        raise Refused(
+                            413, f"the file has more than {self.limits.megabytes:g} MB, which is what is taken at most"
+                        )
                     digest.update(chunk)
                     file.write(chunk)
             if not size:
@@ -96,7 +98,9 @@ class Uploads:
         try:
             return Upload(**json.loads(self._about(id).read_text()))
         except FileNotFoundError:
-            raise Refused(404, "no such video here: it was never uploaded, or has made room for newer ones; drop it again") from None
+            raise Refused(
+                404, "no such video here: it was never uploaded, or has made room for newer ones; drop it again"
+            ) from None
 
     def path(self, id: str) -> Path:
         """The file itself; Refused with 404 where there is none."""
@@ -122,15 +126,15 @@ class Uploads:
             raise Refused(415, f"this cannot be read as a video or a picture: {why}") from None
         if info.duration_seconds > self.limits.seconds:
             raise Refused(
-                422, f"the video lasts {info.duration_seconds:.0f} s, at most {self.limits.seconds:g} s are taken: cut out the part"
+                422,
+                f"the video lasts {info.duration_seconds:.0f} s, at most {self.limits.seconds:g} s are taken: cut out the part",
             )
         if info.width * info.height > self.limits.megapixels * 1e6:
             raise Refused(
-                422, f"its pictures are {info.width}x{info.height}, at most {self.limits.megapixels:g} megapixels are taken: scale it"
+                422,
+                f"its pictures are {info.width}x{info.height}, at most {self.limits.megapixels:g} megapixels: scale it",
             )
-        upload = Upload(
-            id, size, info.duration_seconds, info.frame_count, info.fps, info.width, info.height, info.codec
-        )
+        upload = Upload(id, size, info.duration_seconds, info.frame_count, info.fps, info.width, info.height, info.codec)
         with self._writing:
             os.replace(part, self.folder / id)
             _write(self._about(id), json.dumps(asdict(upload)).encode())

@@ -4,6 +4,7 @@ T frames, C colours, H height, W width.
 """
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,15 +21,17 @@ from tubelet.models._model import Model
 from tubelet.predict import Prediction, predict
 from tubelet.show import attention, reconstruction
 from tubelet.show._sheet import to_png
+from tubelet.timeline import Timeline, timeline
 from tubelet.train.config import TrainConfig
 from tubelet.train.device import choose_device
 from tubelet.video.decode import decode
 from tubelet.video.guard import Stopped, run
-from tubelet.weights.load import load_model
 from tubelet.web.batcher import Batcher, Output
+from tubelet.weights.load import load_model
 
 THUMBNAIL = 96  # pixels of its short side
 MOST_THUMBNAILS = 64  # in one strip
+MOMENTS, LEAST_SECONDS = 240, 0.2  # of a timeline, and of one of them
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Served:
     @property
     def rebuilds(self) -> bool:
         """Whether it fills in what is hidden: a masked autoencoder that still has its decoder."""
-        return hasattr(self.network, "grid") and not self.network.class_names and "mask" in _takes(self.network)
+        return getattr(self.network, "decoder", None) is not None
 
     @property
     def attends(self) -> bool:
@@ -69,6 +72,20 @@ def top_classes(served: Served, path: Path, clips: int, top: int, stop: threadin
         return served.batcher(frames)
 
     return predict(served.network, path, clips, None, top, forward)
+
+
+def over_time(
+    served: Served, path: Path, seconds: float, stop: threading.Event, tell: Callable[[float], object] = lambda part: None
+) -> Timeline:
+    """Class probabilities over a video that lasts so many seconds, at most MOMENTS of them; tell(part) of the way again and again.
+    Stopped soon after `stop` is set."""
+
+    def on_window(done: int, of: int) -> None:
+        if stop.is_set():
+            raise Stopped
+        tell(done / of)
+
+    return timeline(served.network, path, max(LEAST_SECONDS, seconds / MOMENTS), on_window=on_window)
 
 
 def strip(path: Path, seconds: list[float]) -> bytes:
@@ -96,9 +113,3 @@ def looked_at(served: Served, path: Path) -> bytes:
     if not served.attends:
         raise ConfigError(f"{served.name} does not say where it looks: of the families here videomae does")
     return attention.attention(served.network, load_views(path, served.network.spec)[0][0])
-
-
-def _takes(network: Model) -> set[str]:
-    import inspect
-
-    return set(inspect.signature(network.forward).parameters)

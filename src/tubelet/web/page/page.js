@@ -139,9 +139,9 @@ function draw(place, video, found) {
     .map((row) => ({ ...row, peak: Math.max(...row.values) })).sort((a, b) => b.peak - a.peak).slice(0, 6);
   const end = Math.max(video.seconds, found.seconds.at(-1) || 0) || 1;
   const rows = most.map(({ name, values, peak }) => {
-    const points = values.map((value, i) => `L${(1000 * found.seconds[i] / end).toFixed(1)},${(30 - 30 * value).toFixed(2)}`);
-    const first = (1000 * (found.seconds[0] || 0) / end).toFixed(1), last = (1000 * found.seconds.at(-1) / end).toFixed(1);
-    const at = (x, box) => Math.min(end, Math.max(0, (x - box.left) / box.width * end));
+    const x = (seconds) => (1000 * seconds / end).toFixed(1); // a step for every moment, from border to border
+    const points = values.map((value, i) => `V${(30 - 30 * value).toFixed(2)}H${x(found.seconds[i + 1])}`);
+    const at = (left, box) => Math.min(end, Math.max(0, (left - box.left) / box.width * end));
     const svg = make("svg", {
       viewBox: "0 0 1000 30", preserveAspectRatio: "none", tabindex: 0, role: "slider", "aria-label": `${name}, at most ${percent(peak)}; arrow keys move, Enter plays`,
       "aria-valuemin": 0, "aria-valuemax": end.toFixed(1), "aria-valuenow": 0,
@@ -151,7 +151,7 @@ function draw(place, video, found) {
         if (step) { e.preventDefault(); player.currentTime = Math.min(end, Math.max(0, player.currentTime + step)); }
         if (e.key === "Enter") player.play();
       },
-    }, make("path", { d: `M${first},30${points.join("")}L${last},30Z` }), make("line", { class: "now", x1: 0, x2: 0, y1: 0, y2: 30 }));
+    }, make("path", { d: `M0,30${points.join("")}V30Z` }), make("line", { class: "now", x1: 0, x2: 0, y1: 0, y2: 30 }));
     return make("div", { class: "line" }, make("span", { title: name }, name), svg, make("span", { class: "most" }, percent(peak)));
   });
   place.replaceChildren(...rows, make("p", { class: "quiet" }, `0 to ${clock(end)}; the number is the highest point`));
