@@ -106,7 +106,8 @@ function answer(video, model, found) {
   const bars = found.top.map(({ name, probability }) => make("li", {},
     make("div", { class: "row" }, make("span", {}, name), make("span", {}, percent(probability))),
     make("meter", { min: 0, max: 1, value: probability, "aria-label": `${name}: ${percent(probability)}` })));
-  const clips = found.seconds.map((times) => {
+  const different = [...new Map(found.seconds.map((times) => [times.join(), times])).values()]; // of a short video all are one
+  const clips = different.map((times) => {
     const some = [0, 1, 2, 3].map((i) => times[Math.round(i * (times.length - 1) / 3)]);
     const words = `${clock(times[0])} to ${clock(times.at(-1))}`;
     return make("button", { class: "clip", type: "button", onclick: () => seek($("player"), times[0]) },
@@ -227,10 +228,12 @@ function play(hit) {
   player.scrollIntoView({ block: "nearest" });
 }
 
-function moment(hit, taggable) {
+// A moment of the library: found, or `told` by a classifier that was taught.
+function moment(hit, taggable, told = false) {
   const times = [0, 1, 2, 3].map((i) => hit.start_seconds + (hit.end_seconds - hit.start_seconds) * i / 3);
   const words = `${clock(hit.start_seconds)} to ${clock(hit.end_seconds)}`;
-  const remark = hit.label ? `${hit.label}, ${percent(hit.score)}` : `similarity ${hit.score.toFixed(3)}`;
+  const said = told ? percent(hit.score) : `similarity ${hit.score.toFixed(3)}`;
+  const remark = [hit.label, hit.text, said].filter(Boolean).join(", ");
   const item = make("li", {});
   if (hit.gone) item.append(make("p", { class: "gone" }, `${hit.name} is not there any more`));
   else item.append(make("button", { class: "clip", type: "button", onclick: () => play(hit) },
@@ -260,7 +263,7 @@ async function teach() {
   try {
     const found = await post("/api/heads", { tags: [...state.tags.values()] });
     say($("tag-state"), `learned ${found.classes.join(", ")} from ${state.tags.size} moments in ${found.seconds.toFixed(2)} s; below the surest of the library, and what it knows least`);
-    $("taught").replaceChildren(...found.surest.map((hit) => moment(hit, false)), ...found.uncertain.map((hit) => moment(hit, true)));
+    $("taught").replaceChildren(...found.surest.map((hit) => moment(hit, false, true)), ...found.uncertain.map((hit) => moment(hit, true, true)));
   } catch (error) {
     say($("tag-state"), error.message, true);
   }
