@@ -9,6 +9,7 @@ best is kept (`suppress`). `ground_head` has a small decoder that learns from ex
 W windows, D embedding width, K classes.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
@@ -20,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tubelet.errors import ConfigError
+from tubelet.errors import ConfigError, DataError, VideoError
 from tubelet.evaluate.grounding import iou
 from tubelet.features import embed_video
 from tubelet.models._model import Model
@@ -108,6 +109,16 @@ def scales(model: Model, video: str | Path, lengths: Sequence[float] = (), step:
     if min(lengths) <= 0 or step <= 0:
         raise ConfigError(f"windows of {min(lengths):g} s at a step of {step:g}: both must be above 0")
     return [Windows(window_seconds=length, step_seconds=length * step) for length in lengths]
+
+
+def clip_seconds(model: Model, videos: Sequence[str]) -> float:
+    """What a clip of the model spans in the first of the videos that can be read; DataError where none can."""
+    for video in videos:
+        with contextlib.suppress(VideoError):
+            return float(scales(model, video)[0].window_seconds or 1.0)
+    raise DataError(
+        f"none of {len(videos)} videos could be read, the first is {videos[0]}: the paths are relative to the table"
+    )
 
 
 def ground(

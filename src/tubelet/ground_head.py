@@ -11,6 +11,7 @@ Transformer, from a vocabulary of the training questions (and, where the model h
 B questions, N cells, L words, D width of the features, H own width, M = N(N+1)/2 spans.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -322,7 +323,8 @@ def save(head: GroundHead, model: Model, folder: str | Path) -> Path:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write {path}: {error}; choose a folder with room, that you may write to") from error
     finally:
-        waiting.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            waiting.unlink()
     return path
 
 

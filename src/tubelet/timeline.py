@@ -7,6 +7,7 @@ Sliding windows come from one stream, each frame decoded once. The probability o
 windows that cover it. S moments, K classes.
 """
 
+import contextlib
 import csv
 import html
 import io
@@ -165,7 +166,8 @@ def write(seen: Timeline, path: str | Path, threshold: float = 0.5) -> Path:
             f"cannot write {path}: {error.strerror or error}; choose a folder that you may write to"
         ) from error
     finally:
-        waiting.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            waiting.unlink()
     return path
 
 

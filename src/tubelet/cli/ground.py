@@ -122,7 +122,7 @@ def _fit(
     from tubelet import datasets
     from tubelet.cli._progress import bar
     from tubelet.errors import ConfigError, DataError
-    from tubelet.ground import scales
+    from tubelet.ground import clip_seconds
     from tubelet.ground_head import HeadConfig, fit, judge, prior, save, store
     from tubelet.train.device import choose_device
     from tubelet.weights.load import load_model
@@ -135,9 +135,9 @@ def _fit(
     examples = [one for one in datasets.read(data).examples if one.text and one.start_seconds is not None]
     if not examples:
         raise DataError(f"{data}: no row has a text and a start: wanted the columns path, text, start, end")
-    window = windows[0] if windows else scales(network, examples[0].path)[0].window_seconds or 1.0
     missing: list[tuple[str, str]] = []
     videos = list(dict.fromkeys(one.path for one in examples))
+    window = windows[0] if windows else clip_seconds(network, videos)
     with bar("videos") as move:
         stored = store(
             network, videos, window, step or window / 4, Path(out) / "features.parquet",
@@ -157,7 +157,9 @@ def _fit(
         return 2 if missing else 0
     print(f"{out}: a head taught by {len(train)} questions about {len(stored)} videos")
     if rows:
-        print(f"on {len(held)} questions of the split {val_split!r}; prior: always the mean place of the training spans of that label")
+        print(
+            f"on {len(held)} questions of the split {val_split!r}; prior: always the mean place of the training spans of that label"
+        )
         shown = ("R1@0.3", "R1@0.5", "R1@0.7", "R5@0.5", "mIoU", "mAP")
         table([{"": name, **{key: f"{found[key]:.1%}" for key in shown}} for name, found in rows.items()])
     return 2 if missing else 0
