@@ -51,6 +51,15 @@ def test_a_head_is_fitted_judged_and_asked(place, capsys):
     assert json.loads(capsys.readouterr().out)["spans"]
 
 
+def test_a_model_is_judged_on_a_table(place, capsys):
+    asked = ["ground", "evaluate", f"{place}/moments.csv", "--model", f"{place}/model", "--windows", "1"]
+    assert main([*asked, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["model"]["questions"] == 1 == found["videos"] and 0 <= found["chance"]["R1@0.5"] <= 1  # the one row of "val"
+    assert main([*asked, "--val-split", "train"]) == 0
+    assert capsys.readouterr().out.startswith("5 questions about 3 videos")
+
+
 def test_answers_are_scored(place, capsys):
     assert main(["ground", "score", f"{place}/answers.jsonl", f"{place}/charades_sta_test.txt", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -79,6 +88,9 @@ def test_timeline_prints_and_writes(place, capsys):
         (["ground", "0.mp4", "wave", "--model", "model", "--windows", "-1"], "windows of -1 s"),
         (["ground", "fit", "--model", "model"], "no data named: tubelet ground fit TABLE --model M"),
         (["ground", "fit", "charades_sta_test.txt", "--model", "model"], "none of 2 videos could be read"),
+        (["ground", "evaluate", "moments.csv"], "no model named"),
+        (["ground", "evaluate", "--model", "model"], "give both: tubelet ground evaluate TABLE --model M"),
+        (["ground", "evaluate", "moments.csv", "--model", "model", "--head", "head"], "`tubelet ground fit` judges a head"),
         (["ground", "score", "answers.jsonl"], "give both: tubelet ground score ANSWERS.jsonl ANNOTATIONS"),
         (["ground", "score", "answers.jsonl", "moments.csv"], "moments.csv holds no moments of a known format"),
         (["timeline", "0.mp4", "--model", "model", "--out", "t.avi"], "a timeline is written as .png"),
