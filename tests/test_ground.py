@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tubelet import ground_head
+from tubelet import ground_head, models
 from tubelet.errors import CheckpointError, ConfigError, DataError
 from tubelet.evaluate.grounding import iou
 from tubelet.ground import Scan, best, choose, class_of, ground, judge, scales, scan, scorer, suppress
 from tubelet.ground_head import HeadConfig, Stored
-from tubelet.records import Example, Question
+from tubelet.records import ClipSpec, Example, Question
 from tubelet.video.stream import Windows
 
 from .colours import FPS, Colours, film
@@ -114,6 +114,18 @@ def test_multiple_choice_by_matching(video, tmp_path):
     question = Question("1", "a", "what colour?", ("red", "green", "blue", "red green", "nothing"))
     scores = choose(Colours(), film(tmp_path / "g.mp4", [("green", 2)]), question)
     assert len(scores) == 5 and int(np.argmax(scores)) == 1
+
+
+def test_a_model_with_a_text_tower_is_asked_by_its_cosine(video):
+    options = dict(depth=1, width=16, heads=2, patch=8, decoder_width=8, decoder_depth=1, decoder_heads=1)
+    spec = ClipSpec(frames=2, stride_frames=2, size=16)
+    model = models.build("video_text_tiny", spec, video_options=options, text=dict(width=16, depth=1, heads=2), width=8)
+    found = scan(model, video, [Windows(window_seconds=2)])
+    expected = torch.nn.functional.normalize(found.embeddings, dim=1) @ model.embed_text(["the green one"])[0]
+    assert -1 <= ground(model, video, "the green one", top=1, lengths=(2,))[0].score <= 1
+    assert torch.allclose(scorer(model, "the green one")(found), expected.detach(), atol=1e-5)
+    with pytest.raises(ConfigError, match="reads no text"):
+        ground(models.build("videomae_tiny", spec, **options), video, "green")
 
 
 def test_a_table_of_questions_beside_chance(video):

@@ -62,6 +62,15 @@ def test_localisation_against_the_truth(seen):
     assert localisation(detections(seen), wanted, (0.5, 0.7)) == {"mAP@0.5": 1, "mAP@0.7": 1, "mAP": 1}
 
 
+def test_the_background_class_is_left_out(seen):
+    kept = timeline(Colours(COLOURS), seen.path, 0.5, lengths=(0.5,), background="green")
+    assert kept.class_names == ("red", "blue")
+    expected = seen.probabilities[:, [0, 2]]
+    assert torch.allclose(kept.probabilities, expected / expected.sum(dim=1, keepdim=True), atol=1e-4)
+    with pytest.raises(ConfigError, match="unknown class 'gren': did you mean 'green'"):
+        timeline(Colours(COLOURS), seen.path, background="gren")
+
+
 def test_probabilities_over_time_are_the_weighted_mean():
     windows = torch.tensor([[0.0, 2.0], [1.0, 3.0]]).double()
     chances = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
