@@ -25,6 +25,7 @@ def place(tmp_path_factory):
         rows += [f"{number}.mp4,wave now,0,1,{'val' if number == 2 else 'train'}", f"{number}.mp4,clap,1.5,3,train"]
     (folder / "moments.csv").write_text("\n".join(rows) + "\n")
     (folder / "charades_sta_test.txt").write_text("A 1 5##opens a door\nB 0 4##sits\n")
+    (folder / "charades_sta.txt").write_text("A 1 5##opens a door\nB 0 4##sits\n")
     (folder / "answers.jsonl").write_text('{"qid": "1", "pred_relevant_windows": [[1, 5, 0.9]]}\n')
     return folder
 
@@ -87,7 +88,12 @@ def test_timeline_prints_and_writes(place, capsys):
         (["ground", "0.mp4", "wave", "--model", "model", "--head", "model"], "no head at model/head.safetensors"),
         (["ground", "0.mp4", "wave", "--model", "model", "--windows", "-1"], "windows of -1 s"),
         (["ground", "fit", "--model", "model"], "no data named: tubelet ground fit TABLE --model M"),
-        (["ground", "fit", "charades_sta_test.txt", "--model", "model"], "none of 2 videos could be read"),
+        (["ground", "fit", "charades_sta_test.txt", "--model", "model"], "every row is of the split 'val', val or test"),
+        (["ground", "fit", "charades_sta.txt", "--model", "model"], "none of 2 videos could be read"),
+        (
+            ["ground", "fit", "moments.csv", "--model", "model", "--val-split", "train", "--windows", "1"],
+            "nothing to learn from",
+        ),
         (["ground", "evaluate", "moments.csv"], "no model named"),
         (["ground", "evaluate", "--model", "model"], "give both: tubelet ground evaluate TABLE --model M"),
         (["ground", "evaluate", "moments.csv", "--model", "model", "--head", "head"], "`tubelet ground fit` judges a head"),

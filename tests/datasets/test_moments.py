@@ -152,6 +152,7 @@ def test_a_broken_question_and_other_files_are_said(tmp_path):
     with pytest.raises(DataError, match="does not exist: give annotations of moments"):
         datasets.queries(tmp_path / "nowhere.json")
 
+
 REAL = {
     "vslnet_charades_anet_tacos/data/dataset/activitynet/val_1.json": (17505, 17505, "val"),
     "vslnet_charades_anet_tacos/data/dataset/tacos/val.json": (4436, 4436, "val"),

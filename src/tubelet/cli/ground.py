@@ -64,8 +64,8 @@ def command(
     cells
         For "fit": the equal parts into which a video is cut; answers begin and end at their borders.
     val_split
-        For "fit": rows of this split are held out, and the head is judged on them. "evaluate" asks the rows of this split only,
-        or all where none is of it.
+        For "fit": the head is judged on rows of this split, and learns from those that are neither of it nor of val or test.
+        For "evaluate": only rows of this split are asked, or all where none is of it.
     device
         "auto", "cpu" or "cuda".
     json
@@ -138,6 +138,9 @@ def _fit(
     examples = [one for one in datasets.read(data).examples if one.text and one.start_seconds is not None]
     if not examples:
         raise DataError(f"{data}: no row has a text and a start: wanted the columns path, text, start, end")
+    train = [one for one in examples if one.split not in (val_split, "val", "test")]
+    if not train:
+        raise DataError(f"{data}: every row is of the split {val_split!r}, val or test: there is nothing to learn from")
     missing: list[tuple[str, str]] = []
     videos = list(dict.fromkeys(one.path for one in examples))
     window = windows[0] if windows else clip_seconds(network, videos)
@@ -148,7 +151,6 @@ def _fit(
         )  # fmt: skip
     for path, reason in missing:
         note(f"left out: {path}: {reason}")
-    train = [one for one in examples if one.split != val_split]
     held = [one for one in examples if one.split == val_split]
     config = HeadConfig(window=window, step=step or window / 4, cells=cells, steps=steps)
     with bar("steps") as move:
