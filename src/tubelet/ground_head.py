@@ -57,7 +57,7 @@ class HeadConfig:
     dropout: float = 0.1
     steps: int = 1500
     batch_size: int = 32
-    lr: float = 1e-3
+    lr: float = 2e-3
     seed: int = 0
 
 
@@ -88,10 +88,13 @@ class GroundHead(nn.Module):
         self.init_weights(torch.Generator().manual_seed(config.seed))
 
     def init_weights(self, generator: torch.Generator) -> None:
-        """Normal values of 0.02 for every matrix, zeros for every bias, ones for every norm."""
+        """Xavier's uniform values for every linear layer, zeros for every bias, ones for every norm; words have the size of the
+        positions that are added to them."""
         for name, parameter in self.named_parameters():
-            if parameter.ndim > 1:
-                nn.init.normal_(parameter, std=0.02, generator=generator)
+            if name in ("word.weight", "kind"):
+                nn.init.normal_(parameter, std=0.7, generator=generator)
+            elif parameter.ndim > 1:
+                nn.init.xavier_uniform_(parameter, generator=generator)
             else:
                 nn.init.constant_(parameter, float("norm" in name or name.startswith("last.")) * float(name.endswith("weight")))
 
