@@ -180,7 +180,7 @@ def taught(tmp_path_factory):
         film(folder / f"{number}.mp4", parts)
     model = Colours()
     stored = ground_head.store(model, [one.path for one in examples], 0.25, 0.125, folder / "features.parquet")
-    config = HeadConfig(0.25, 0.125, cells=24, width=32, depth=2, heads=2, steps=180, batch_size=16, lr=3e-3, dropout=0.0)
+    config = HeadConfig(0.25, 0.125, cells=24, width=32, depth=2, heads=2, steps=120, batch_size=16, lr=3e-3, dropout=0.0)
     train = [one for one in examples if one.split == "train"]
     losses = []
     head = ground_head.fit(model, train, stored, config, lambda step, loss: losses.append(loss))
