@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tubelet import ground_head
+from tubelet import ground_head, models
 from tubelet.errors import CheckpointError, ConfigError, DataError
 from tubelet.evaluate.grounding import iou
-from tubelet.ground import Scan, best, choose, class_of, ground, scales, scan, scorer, suppress
+from tubelet.ground import Scan, best, choose, class_of, ground, judge, scales, scan, scorer, suppress
 from tubelet.ground_head import HeadConfig, Stored
-from tubelet.records import Example, Question
+from tubelet.records import ClipSpec, Example, Question
 from tubelet.video.stream import Windows
 
 from .colours import FPS, Colours, film
@@ -116,6 +116,42 @@ def test_multiple_choice_by_matching(video, tmp_path):
     assert len(scores) == 5 and int(np.argmax(scores)) == 1
 
 
+def test_a_model_with_a_text_tower_is_asked_by_its_cosine(video):
+    options = dict(depth=1, width=16, heads=2, patch=8, decoder_width=8, decoder_depth=1, decoder_heads=1)
+    spec = ClipSpec(frames=2, stride_frames=2, size=16)
+    model = models.build("video_text_tiny", spec, video_options=options, text=dict(width=16, depth=1, heads=2), width=8)
+    found = scan(model, video, [Windows(window_seconds=2)])
+    expected = torch.nn.functional.normalize(found.embeddings, dim=1) @ model.embed_text(["the green one"])[0]
+    assert -1 <= ground(model, video, "the green one", top=1, lengths=(2,))[0].score <= 1
+    assert torch.allclose(scorer(model, "the green one")(found), expected.detach(), atol=1e-5)
+    with pytest.raises(ConfigError, match="reads no text"):
+        ground(models.build("videomae_tiny", spec, **options), video, "green")
+
+
+def test_a_table_of_questions_beside_chance(video):
+    def row(text, start, end):
+        return Example(str(video), f"{text}{start}", None, text, start, end)
+
+    rows = [
+        row("red", 0, 3),
+        row("green", 3, 7),
+        row("blue", 7, 8),
+        row("blue", 8, 10),
+        Example("gone.mp4", "x", None, "red", 0, 1),
+    ]
+    missing = []
+    found = judge(Colours(), rows, lengths=(3,), on_missing=lambda *pair: missing.append(pair[0]))
+    assert missing == ["gone.mp4"] and found["model"]["questions"] == 3
+    assert found["model"]["R1@0.3"] == 1 and found["model"]["mIoU"] > 2 * found["chance"]["mIoU"]
+    seen = scan(Colours(), video, scales(Colours(), video, (3,))).seconds.numpy()
+    expected = [iou(seen, truth).max(axis=1).mean() for truth in ([(0, 3)], [(3, 7)], [(7, 8), (8, 10)])]
+    assert found["chance"]["mIoU"] == pytest.approx(np.mean(expected))
+    with pytest.raises(DataError, match="none of 1 rows has a text, a start and an end"):
+        judge(Colours(), [Example("a", "a")])
+    with pytest.raises(DataError, match="none of 1 videos could be read"):
+        judge(Colours(), rows[4:])
+
+
 def test_scores_are_the_cosine(video):
     seen = Scan(torch.tensor([[0.0, 1.0], [1.0, 2.0]]).double(), torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 3.0]]), None, 2.0)
     a = torch.tensor([1.0, 0.0, 0.0])
@@ -144,7 +180,7 @@ def taught(tmp_path_factory):
         film(folder / f"{number}.mp4", parts)
     model = Colours()
     stored = ground_head.store(model, [one.path for one in examples], 0.25, 0.125, folder / "features.parquet")
-    config = HeadConfig(0.25, 0.125, cells=24, width=32, depth=2, heads=2, steps=250, batch_size=16, lr=3e-3, dropout=0.0)
+    config = HeadConfig(0.25, 0.125, cells=24, width=32, depth=2, heads=2, steps=120, batch_size=16, lr=3e-3, dropout=0.0)
     train = [one for one in examples if one.split == "train"]
     losses = []
     head = ground_head.fit(model, train, stored, config, lambda step, loss: losses.append(loss))

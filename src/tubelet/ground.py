@@ -9,6 +9,7 @@ best is kept (`suppress`). `ground_head` has a small decoder that learns from ex
 W windows, D embedding width, K classes.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
@@ -20,11 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tubelet.errors import ConfigError
-from tubelet.evaluate.grounding import iou
+from tubelet.errors import ConfigError, DataError, VideoError
+from tubelet.evaluate.grounding import RECALL_AT, evaluate, iou
 from tubelet.features import embed_video
 from tubelet.models._model import Model
-from tubelet.records import Question
+from tubelet.records import Example, Question
 from tubelet.video.stream import Stream, Windows
 
 SCALES = (1.0, 2.0, 4.0)  # lengths of windows, relative to what a clip of the model spans
@@ -110,6 +111,16 @@ def scales(model: Model, video: str | Path, lengths: Sequence[float] = (), step:
     return [Windows(window_seconds=length, step_seconds=length * step) for length in lengths]
 
 
+def clip_seconds(model: Model, videos: Sequence[str]) -> float:
+    """What a clip of the model spans in the first of the videos that can be read; DataError where none can."""
+    for video in videos:
+        with contextlib.suppress(VideoError):
+            return float(scales(model, video)[0].window_seconds or 1.0)
+    raise DataError(
+        f"none of {len(videos)} videos could be read, the first is {videos[0]}: the paths are relative to the table"
+    )
+
+
 def ground(
     model: Model,
     video: str | Path,
@@ -188,6 +199,51 @@ def suppress(spans: np.ndarray, scores: np.ndarray, overlap: float = 0.5) -> lis
         kept.append(first)
         waiting = waiting[1:][iou(spans[first : first + 1], spans[waiting[1:]])[0] <= overlap]
     return kept
+
+
+def judge(
+    model: Model,
+    examples: Sequence[Example],
+    lengths: Sequence[float] = (),
+    overlap: float = 0.5,
+    on_video: Callable[[int], object] | None = None,
+    on_missing: Callable[[str, str], None] | None = None,
+) -> dict[str, dict[str, float]]:
+    """{"model": ..., "chance": ...}: `evaluate.grounding.evaluate` of the answers to Examples with text, start and end.
+
+    Every video is scanned once. Rows of one video with the same text are one question with several true spans. "chance" is what a
+    window drawn at random from the same windows gets on average: R1 and mIoU.
+    """
+    timed = [one for one in examples if one.text and one.start_seconds is not None and one.end_seconds is not None]
+    if not timed:
+        raise DataError(f"none of {len(examples)} rows has a text, a start and an end: wanted columns path, text, start, end")
+    asked: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for one in timed:
+        spans = asked.setdefault(one.path, {}).setdefault(one.text or "", [])
+        spans.append((one.start_seconds or 0.0, one.end_seconds or 0.0))
+    scorers = {text: scorer(model, text) for texts in asked.values() for text in texts}
+    answers: list[list[tuple[float, float]]] = []
+    truths: list[list[tuple[float, float]]] = []
+    drawn: list[np.ndarray] = []
+    for number, (video, texts) in enumerate(asked.items(), 1):
+        try:
+            seen = scan(model, video, scales(model, video, lengths), batch_size=32)
+        except VideoError as error:
+            if on_missing is not None:
+                on_missing(video, str(error))
+            continue
+        for text, spans in texts.items():
+            found = best(seen.seconds, scorers[text](seen), 10, overlap)
+            answers.append([(span.start_seconds, span.end_seconds) for span in found])
+            truths.append(spans)
+            drawn.append(iou(seen.seconds.numpy(), spans).max(axis=1))
+        if on_video is not None:
+            on_video(number)
+    if not answers:
+        raise DataError(f"none of {len(asked)} videos could be read: the paths are relative to the table")
+    chance = {f"R1@{at:g}": float(np.mean([(row >= at).mean() for row in drawn])) for at in RECALL_AT}
+    chance["mIoU"] = float(np.mean([row.mean() for row in drawn]))
+    return {"model": evaluate(answers, truths), "chance": chance}
 
 
 @torch.no_grad()

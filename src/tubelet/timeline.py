@@ -7,6 +7,7 @@ Sliding windows come from one stream, each frame decoded once. The probability o
 windows that cover it. S moments, K classes.
 """
 
+import contextlib
 import csv
 import html
 import io
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.evaluate.grounding import Detection
+from tubelet.find import choose
 from tubelet.ground import STEP, Scan, scales, scan, suppress
 from tubelet.models._model import Model
 
@@ -59,10 +61,14 @@ def timeline(
     video: str | Path,
     every_seconds: float = 1.0,
     lengths: Sequence[float] = (),
+    background: str = "",
     batch_size: int = 8,
     on_window: Callable[[int, int], object] | None = None,
 ) -> Timeline:
     """Class probabilities of every `every_seconds` of a video. lengths: of the windows in seconds; () takes the model's clip.
+
+    background: the class of windows that hold nothing, or only a part of something. It is left out, and what remains of every
+    moment is made to sum to 1: the less a window holds, the less it counts.
 
     CheckpointError for a model without classes, VideoError where the video cannot be read.
     """
@@ -70,10 +76,16 @@ def timeline(
         raise CheckpointError(f"{model.name} was never taught classes, so there is no timeline: give a fine-tuned model")
     if not every_seconds > 0:
         raise ConfigError(f"every_seconds is {every_seconds:g}: it must be above 0")
+    if background:
+        choose(background, model.class_names, "class")
     windows = scales(model, video, lengths, STEP)
     found = scan(model, video, windows if lengths else windows[:1], batch_size, on_window)
     borders = np.append(np.arange(0, found.duration - 1e-6, every_seconds), found.duration)
-    return Timeline(str(video), model.class_names, torch.from_numpy(borders), over_time(found, borders))
+    kept = [number for number, name in enumerate(model.class_names) if name != background]
+    chances = over_time(found, borders)[:, kept]
+    if background:
+        chances = chances / chances.sum(dim=1, keepdim=True).clamp(min=1e-6)
+    return Timeline(str(video), tuple(model.class_names[number] for number in kept), torch.from_numpy(borders), chances)
 
 
 def over_time(found: Scan, borders: np.ndarray) -> Tensor:
@@ -165,7 +177,8 @@ def write(seen: Timeline, path: str | Path, threshold: float = 0.5) -> Path:
             f"cannot write {path}: {error.strerror or error}; choose a folder that you may write to"
         ) from error
     finally:
-        waiting.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            waiting.unlink()
     return path
 
 

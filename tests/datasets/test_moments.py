@@ -151,3 +151,40 @@ def test_a_broken_question_and_other_files_are_said(tmp_path):
         datasets.queries(path)
     with pytest.raises(DataError, match="does not exist: give annotations of moments"):
         datasets.queries(tmp_path / "nowhere.json")
+
+
+REAL = {
+    "vslnet_charades_anet_tacos/data/dataset/activitynet/val_1.json": (17505, 17505, "val"),
+    "vslnet_charades_anet_tacos/data/dataset/tacos/val.json": (4436, 4436, "val"),
+    "vslnet_charades_anet_tacos/data/dataset/charades/charades_sta_test.txt": (3720, 3720, "test"),
+    "charades_v1_csv/2D-TAN/data/Charades-STA/charades_sta_train.txt": (12408, 12404, "train"),
+    "qvhighlights/data/highlight_val_release.jsonl": (1550, 2803, "val"),
+    "qvhighlights/data/highlight_test_release.jsonl": (1542, 0, "test"),
+    "didemo/data/test_data.json": (4021, None, "test"),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_the_published_annotations_as_they_are(shared, name):
+    path = shared / "data" / "annotations" / name
+    if not path.is_file():
+        pytest.skip(f"no {name}")
+    count, spans, side = REAL[name]
+    found = datasets.queries(path)
+    assert len(found) == count and {one.split for one in found} == {side} and all(one.text for one in found)
+    assert spans is None or sum(len(one.spans) for one in found) == spans
+    assert all(0 <= a < b <= (one.duration or 1e9) for one in found for a, b in one.spans)
+    assert len({one.id for one in found}) == count
+    examples = datasets.read(path).examples
+    assert len({one.id for one in examples}) == len(examples) >= count
+
+
+def test_the_published_questions_as_they_are(shared):
+    folder = shared / "data" / "annotations"
+    if not folder.is_dir():
+        pytest.skip("no annotations")
+    for name, count in (("nextqa/dataset/nextqa/val.csv", 4996), ("egoschema", 500), ("nextqa/dataset/nextqa/test.csv", 8564)):
+        found = datasets.questions(folder / name)
+        assert len(found) == count == len({one.id for one in found}) and all(one.answer in range(5) for one in found)
+    assert len(egoschema.sources(folder / "egoschema")) == 5031
+    assert len(datasets.read(folder / "msvd_msrvtt_xpool/data/MSRVTT/MSRVTT_JSFUSION_test.csv").examples) == 1000

@@ -25,11 +25,11 @@ def command(
     device: str = "auto",
     json: bool = False,
 ) -> int:
-    """Answer a question about a video with start and end seconds; train a head for it; or score answers.
+    """Answer a question about a video with start and end seconds; train a head for it; judge a model, or answers in a file.
 
     `tubelet ground VIDEO "a cup is put on a table" --model M`, `tubelet ground VIDEO --query-video CLIP --model M`,
-    `tubelet ground fit TABLE --model M --out HEAD`, then `tubelet ground VIDEO "..." --model M --head HEAD`, and
-    `tubelet ground score ANSWERS.jsonl ANNOTATIONS`.
+    `tubelet ground fit TABLE --model M --out HEAD`, then `tubelet ground VIDEO "..." --model M --head HEAD`;
+    `tubelet ground evaluate TABLE --model M`, and `tubelet ground score ANSWERS.jsonl ANNOTATIONS`.
 
     A model that was taught with captions (`tubelet align`) takes any sentence. For a classifier the question names one of its
     classes. A head is trained over stored features, on a table with the columns path, text, start and end.
@@ -37,10 +37,10 @@ def command(
     Parameters
     ----------
     video
-        The video file; or the word "fit" or "score".
+        The video file; or the word "fit", "evaluate" or "score".
     question
-        What to look for; for "fit" the table or annotations, for "score" the answers: a JSON object a line, with qid and
-        pred_relevant_windows, a list of [start, end, score].
+        What to look for. For "fit" and "evaluate" the table or annotations; for "score" the answers, a JSON object a line with
+        qid and pred_relevant_windows, a list of [start, end, score].
     annotations
         For "score": ActivityNet-Captions, TACoS, Charades-STA, QVHighlights or DiDeMo as they come.
     model
@@ -64,7 +64,8 @@ def command(
     cells
         For "fit": the equal parts into which a video is cut; answers begin and end at their borders.
     val_split
-        For "fit": rows of this split are held out, and the head is judged on them.
+        For "fit": the head is judged on rows of this split, and learns from those that are neither of it nor of val or test.
+        For "evaluate": only rows of this split are asked, or all where none is of it.
     device
         "auto", "cpu" or "cuda".
     json
@@ -76,6 +77,8 @@ def command(
         from tubelet.errors import ConfigError
 
         raise ConfigError("no model named: tubelet ground VIDEO QUESTION --model M")
+    if video == "evaluate":
+        return _evaluate(model, question, head, windows or [], overlap, val_split, device, json)
     if video == "fit":
         return _fit(model, question, out or "runs/ground-head", windows or [], step, steps, cells, val_split, device, json)
     return _answer(model, video, question, query_video, head, top, windows or [], overlap, device, json)
@@ -122,7 +125,7 @@ def _fit(
     from tubelet import datasets
     from tubelet.cli._progress import bar
     from tubelet.errors import ConfigError, DataError
-    from tubelet.ground import scales
+    from tubelet.ground import clip_seconds
     from tubelet.ground_head import HeadConfig, fit, judge, prior, save, store
     from tubelet.train.device import choose_device
     from tubelet.weights.load import load_model
@@ -135,9 +138,12 @@ def _fit(
     examples = [one for one in datasets.read(data).examples if one.text and one.start_seconds is not None]
     if not examples:
         raise DataError(f"{data}: no row has a text and a start: wanted the columns path, text, start, end")
-    window = windows[0] if windows else scales(network, examples[0].path)[0].window_seconds or 1.0
+    train = [one for one in examples if one.split not in (val_split, "val", "test")]
+    if not train:
+        raise DataError(f"{data}: every row is of the split {val_split!r}, val or test: there is nothing to learn from")
     missing: list[tuple[str, str]] = []
     videos = list(dict.fromkeys(one.path for one in examples))
+    window = windows[0] if windows else clip_seconds(network, videos)
     with bar("videos") as move:
         stored = store(
             network, videos, window, step or window / 4, Path(out) / "features.parquet",
@@ -145,7 +151,6 @@ def _fit(
         )  # fmt: skip
     for path, reason in missing:
         note(f"left out: {path}: {reason}")
-    train = [one for one in examples if one.split != val_split]
     held = [one for one in examples if one.split == val_split]
     config = HeadConfig(window=window, step=step or window / 4, cells=cells, steps=steps)
     with bar("steps") as move:
@@ -160,9 +165,44 @@ def _fit(
         print(
             f"on {len(held)} questions of the split {val_split!r}; prior: always the mean place of the training spans of that label"
         )
-        shown = ("R1@0.3", "R1@0.5", "R1@0.7", "R5@0.5", "mIoU", "mAP")
-        table([{"": name, **{key: f"{found[key]:.1%}" for key in shown}} for name, found in rows.items()])
+        _table(rows)
     return 2 if missing else 0
+
+
+def _evaluate(
+    model: str, data: str, head: str, windows: list[float], overlap: float, val_split: str, device: str, json: bool
+) -> int:
+    from tubelet import datasets
+    from tubelet.cli._progress import bar
+    from tubelet.errors import ConfigError
+    from tubelet.ground import judge
+    from tubelet.train.device import choose_device
+    from tubelet.weights.load import load_model
+
+    if not data:
+        raise ConfigError("give both: tubelet ground evaluate TABLE --model M")
+    if head:
+        raise ConfigError("--head: `tubelet ground fit` judges a head when it is made; evaluate judges a model without one")
+    network = load_model(model, choose_device(device))
+    examples = datasets.read(data).examples
+    held = [one for one in examples if one.split == val_split] or examples
+    videos = len({one.path for one in held})
+    missing: list[tuple[str, str]] = []
+    with bar("videos") as move:
+        rows = judge(network, held, windows, overlap, lambda done: move(done, videos), lambda *pair: missing.append(pair))
+    for path, reason in missing:
+        note(f"left out: {path}: {reason}")
+    if json:
+        emit_json({**rows, "videos": videos, "missing": [path for path, _ in missing]})
+        return 2 if missing else 0
+    print(f"{rows['model']['questions']:g} questions about {videos - len(missing)} videos; chance: a window drawn at random")
+    _table(rows)
+    return 2 if missing else 0
+
+
+def _table(rows: dict[str, dict[str, float]]) -> None:
+    shown = ("R1@0.3", "R1@0.5", "R1@0.7", "R5@0.5", "mIoU", "mAP")
+    table([{"": name, **{key: f"{found[key]:.1%}" if key in found else None for key in shown}} for name, found in rows.items()])
 
 
 def _score(answers: str, annotations: str, json: bool) -> int:

@@ -10,6 +10,7 @@ def command(
     out: list[str] | None = None,
     every: float = 1.0,
     windows: list[float] | None = None,
+    background: str = "",
     threshold: float = 0.5,
     device: str = "auto",
     json: bool = False,
@@ -29,6 +30,8 @@ def command(
         Seconds to a moment.
     windows
         Lengths of the windows that the model looks at, in seconds; several are averaged. Default: what its clip spans.
+    background
+        The class of windows that hold nothing or only a part of something: it is left out, and such windows count less.
     threshold
         A class happens where its probability reaches this.
     device
@@ -46,7 +49,7 @@ def command(
         check_suffix(path)
     network = load_model(model, choose_device(device))
     with bar("windows") as on_window:
-        seen = timeline(network, video, every, windows or (), on_window=on_window)
+        seen = timeline(network, video, every, windows or (), background, on_window=on_window)
     found = segments(seen, threshold)
     written = [str(write(seen, path, threshold)) for path in out or ()]
     if json:
