@@ -26,9 +26,13 @@ def main() -> None:
     stored = features.read(asked.features)
     pool, _ = classify.read_labels([asked.labels], stored, "train")
     judges, _ = classify.read_labels([asked.labels], stored, "val")
-    print(f"{len(pool)} videos to choose from, {len(judges)} that judge, {len(set(pool.values()))} classes, head {asked.kind}\n")
+    print(
+        f"{len(pool)} videos to choose from, {len(judges)} that judge, {len(set(pool.values()))} classes, head {asked.kind}\n"
+    )
     print("| labels | most doubtful next | random next |\n|---|---|---|")
-    curves = {how: [curve(stored, pool, judges, how, asked, seed) for seed in range(asked.seeds)] for how in ("doubt", "random")}
+    curves = {
+        how: [curve(stored, pool, judges, how, asked, seed) for seed in range(asked.seeds)] for how in ("doubt", "random")
+    }
     for round in range(asked.rounds):
         cells = []
         for how in ("doubt", "random"):
@@ -50,7 +54,9 @@ def curve(
         head = classify.fit(stored, {id: pool[id] for id in known}, asked.kind)
         right = [answer.top[0][0] == judges[answer.id] for answer in classify.predict(head, test)]
         accuracies.append(sum(right) / len(right))
-        chosen = [answer.id for answer in classify.uncertain(head, inside, asked.step)] if how == "doubt" else left[: asked.step]
+        chosen = (
+            [answer.id for answer in classify.uncertain(head, inside, asked.step)] if how == "doubt" else left[: asked.step]
+        )
         known, left = known + chosen, [id for id in left if id not in set(chosen)]
     return accuracies
 
