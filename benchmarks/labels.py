@@ -20,6 +20,7 @@ def main() -> None:
     words.add_argument("features")
     words.add_argument("--labels", required=True)
     words.add_argument("--kind", default="linear", choices=list(classify.KINDS))
+    words.add_argument("--l2", type=float, default=0.1, help="of the linear head, the same for every fit")
     for name, default in (("start", 10), ("step", 10), ("rounds", 6), ("seeds", 10)):
         words.add_argument(f"--{name}", type=int, default=default)
     asked = words.parse_args()
@@ -51,7 +52,7 @@ def curve(
     inside, test = only(stored, set(pool)), only(stored, set(judges))
     accuracies = []
     for _ in range(asked.rounds):
-        head = classify.fit(stored, {id: pool[id] for id in known}, asked.kind)
+        head = classify.fit(stored, {id: pool[id] for id in known}, asked.kind, l2=asked.l2)
         right = [answer.top[0][0] == judges[answer.id] for answer in classify.predict(head, test)]
         accuracies.append(sum(right) / len(right))
         chosen = (
