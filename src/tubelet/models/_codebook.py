@@ -84,9 +84,17 @@ def spread_out(samples: Tensor, count: int, generator: Generator) -> Tensor:
             chances += 1
         return samples[torch.multinomial(chances, 1, generator=generator).to(samples.device)]
 
+    squares = samples.square().sum(dim=1)
+
+    def away(centre: Tensor) -> Tensor:
+        """(S,): squared distances by products, which are quick but leave a rest where there is none."""
+        both = squares + centre.square().sum()
+        distance = both - 2 * samples @ centre
+        return distance.where(distance > 1e-6 * both, 0)
+
     chosen = [draw(torch.ones(len(samples)))]
-    distance = (samples - chosen[0]).square().sum(dim=1)
+    distance = away(chosen[0][0])
     for _ in range(count - 1):
         chosen.append(draw(distance))
-        distance = torch.minimum(distance, (samples - chosen[-1]).square().sum(dim=1))
+        distance = torch.minimum(distance, away(chosen[-1][0]))
     return torch.cat(chosen)

@@ -153,7 +153,7 @@ class VideoText(Model):
         elif pool == "attention":
             self.pool = AttentionPool(inner, pool_heads)
         self.project = nn.Linear(inner, width, bias=False)
-        self.depth = self.video.depth
+        self.depth, self.reads_text = self.video.depth, not class_names
         if class_names:
             self.head = nn.Linear(width, len(class_names))
         else:

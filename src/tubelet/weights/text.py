@@ -75,7 +75,7 @@ def read(folder: str | Path) -> Text:
 def begin(model: Model, folder: str | Path) -> None:
     """Give `model` the text tower in a folder, and its projection where the shared space is as wide; CheckpointError where it does
     not fit."""
-    if not isinstance(model, VideoText) or model.class_names:
+    if not isinstance(model, VideoText) or not model.reads_text:
         raise CheckpointError(f"{model.name} has no text tower that could begin as that in {folder}: use a video_text model")
     found = read(folder)
     model.text.load_state_dict(_keys.into(model.text, found.state))
