@@ -153,7 +153,7 @@ class VideoText(Model):
             self.text = TextEncoder(**text)
             text = self.text.options
             self.project_text = nn.Linear(self.text.width, width, bias=False)
-            self.log_scale = nn.Parameter(torch.empty(()))
+            self.log_scale = nn.Parameter(torch.empty(1))  # FSDP2 divides no scalars
             if matching:  # in a list, so that FSDP2 makes it a unit of its own: it is called outside of `forward`
                 self.matching = nn.ModuleList([Matcher(width)])
         self.options: dict[str, Any] = dict(
@@ -202,14 +202,21 @@ class VideoText(Model):
         return self
 
     def forward(
-        self, frames: Tensor, text: Tensor | None = None, mask: Tensor | None = None, decoder_mask: Tensor | None = None
+        self,
+        frames: Tensor,
+        text: Tensor | None = None,
+        mask: Tensor | None = None,
+        decoder_mask: Tensor | None = None,
+        next_token: bool = False,
     ) -> dict[str, Tensor]:
         """Named tensors for frames (B,T,C,H,W), 0..255.
 
         "tokens" (B,N,D) of the video tower, "embedding" (B,E) of length 1, "logits" (B,K) with classes. With the token ids `text`
-        (B,L) of `tokenize` also "text" (B,E) of length 1 and "scale" (), what inner products are multiplied by. With a `mask` only
-        what the video tower gives for it (see videomae).
+        (B,L) of `tokenize` also "text" (B,E) of length 1 and "scale" (), what inner products are multiplied by. With a `mask`, or
+        for the `next_token`, only what the video tower gives for it (see videomae).
         """
+        if next_token:
+            return self.video(frames, next_token=True)
         if mask is not None:
             return self.video(frames, mask=mask, decoder_mask=decoder_mask)
         seen = self.video(frames)
@@ -220,8 +227,13 @@ class VideoText(Model):
             out["logits"] = self.head(projected)
         if text is not None:
             out["text"] = self._encoded(text)
-            out["scale"] = self.log_scale.exp().clamp(max=LARGEST_SCALE)
+            out["scale"] = self.log_scale[0].exp().clamp(max=LARGEST_SCALE)
         return out
+
+    @property
+    def vocabulary(self) -> nn.Module | None:
+        """Of discrete tokens, where the video tower has one."""
+        return getattr(self.video, "vocabulary", None)
 
     def _pooled(self, tokens: Tensor, frames: int) -> Tensor:
         """(B,N,D) -> (B,D). Slots are as many as tubelets follow each other in time, or where that does not divide the tokens (of a

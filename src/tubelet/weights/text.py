@@ -106,7 +106,7 @@ def begin_clip(
     assert isinstance(model, VideoText) and isinstance(model.video, frame_vit.FrameViT)
     found = {f"video.{key}": value for key, value in frame_vit.from_image(model.video, picture.state).items()}
     found |= {f"text.{key}": value for key, value in text.state.items()}
-    found |= {"project.weight": projection, "project_text.weight": text.projection, "log_scale": scale}
+    found |= {"project.weight": projection, "project_text.weight": text.projection, "log_scale": scale.reshape(1)}
     made = _keys.into(model, found)
     new = [key for key in made if key not in found]
     model.load_state_dict(made)
