@@ -57,14 +57,6 @@ def build(name: str, spec: ClipSpec, class_names: Sequence[str] = (), **options:
     return VideoText(name, spec, tuple(class_names), **merged)
 
 
-class MeanPool(nn.Module):
-    """Mean over all tokens."""
-
-    def forward(self, tokens: Tensor, slots: int) -> Tensor:
-        """(B,N,D) -> (B,D)."""
-        return tokens.mean(dim=1)
-
-
 class TemporalPool(nn.Module):
     """Each slot's mean token goes through a Transformer over time; what it finds is added to the slots before their mean.
 
@@ -124,7 +116,8 @@ class VideoText(Model):
     video, video_options  a variant of `tubelet models` and its options: the video tower
     text                  the text tower's options (see TextEncoder); those not given are the variant's
     width                 E, of the shared space
-    pool                  "mean" over tokens, a "temporal" transformer over slots, or "attention" of a learned query
+    pool                  "mean": the tower's own vector, the mean over its tokens unless its family has another; a "temporal"
+                          transformer over slots; or "attention" of a learned query
     pool_heads, pool_depth  of the pool, where it has them
     freeze                the tower that keeps its weights: "", "video", "text" or "both"; pool and projections learn
     temperature           the first value; the logits are inner products divided by it
@@ -147,7 +140,7 @@ class VideoText(Model):
         inner = self.video.width
         if choose(pool, POOLS, "pool") != "mean" and inner % pool_heads:
             raise ConfigError(f"{name}: pool_heads is {pool_heads}, which does not divide the video tower's width {inner}")
-        self.pool: nn.Module = MeanPool()
+        self.pool: nn.Module | None = None
         if pool == "temporal":
             self.pool = TemporalPool(inner, pool_heads, pool_depth)
         elif pool == "attention":
@@ -191,7 +184,7 @@ class VideoText(Model):
             nn.init.trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
         nn.init.normal_(self.project.weight, std=self.video.width**-0.5)
-        for name, parameter in self.pool.named_parameters():
+        for name, parameter in self.pool.named_parameters() if self.pool else ():
             if name == "query":
                 nn.init.normal_(parameter, std=0.02)
             elif name.endswith("bias") or name == "add.weight":
@@ -226,9 +219,10 @@ class VideoText(Model):
             return self.video(frames, next_token=True)
         if mask is not None:
             return self.video(frames, mask=mask, decoder_mask=decoder_mask)
-        tokens = self.video(frames)["tokens"]
-        projected = self.project(self.pool(tokens, self._slots(frames.shape[1], tokens.shape[1]))).float()  # (B,E)
-        out = {"tokens": tokens, "embedding": F.normalize(projected, dim=1)}
+        seen = self.video(frames)
+        pooled = seen["embedding"] if self.pool is None else self._pooled(seen["tokens"], frames.shape[1])  # (B,D)
+        projected = self.project(pooled).float()  # (B,E)
+        out = {"tokens": seen["tokens"], "embedding": F.normalize(projected, dim=1)}
         if self.class_names:
             out["logits"] = self.head(projected)
         if text is not None:
@@ -241,11 +235,14 @@ class VideoText(Model):
         """Of discrete tokens, where the video tower has one."""
         return getattr(self.video, "vocabulary", None)
 
-    def _slots(self, frames: int, tokens: int) -> int:
-        """Moments of the video tower's tokens: as many as tubelets follow each other, or where that does not divide them (a tower
-        that pools over time), every token is one."""
-        slots = frames // getattr(self.video, "tubelet", (1, 1, 1))[0]
-        return slots if tokens % slots == 0 else tokens
+    def _pooled(self, tokens: Tensor, frames: int) -> Tensor:
+        """(B,N,D) -> (B,D). Slots are as many as tubelets follow each other in time, or where that does not divide the tokens (of a
+        tower that pools over time), every token is one."""
+        assert self.pool is not None
+        if tokens.shape[2] != self.video.width:
+            raise ConfigError(f"{self.name}: the tokens of {self.video.name} are no vectors of a clip, pool them by 'mean'")
+        slots, count = frames // getattr(self.video, "tubelet", (1, 1, 1))[0], tokens.shape[1]
+        return self.pool(tokens, slots if count % slots == 0 else count)
 
     def _encoded(self, ids: Tensor) -> Tensor:
         return F.normalize(self.project_text(self.text(ids)).float(), dim=1)

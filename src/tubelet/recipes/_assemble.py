@@ -71,7 +71,9 @@ def aligning(source: str | None, data: Sequence[str], out: str, settings: Mappin
         raise CheckpointError(f"no model at {source}: name a run folder, a model folder or a checkpoint, or `none`")
     base = _begun(out)
     if base is not None:
-        return _changed(base, paths, out, {"init": init, **settings})
+        config = _changed(base, paths, out, {"init": init, **settings})
+        options, kept = config.model.options, base.model.options["text"]  # with the tokenizer, which no command gives
+        return replace(config, model=replace(config.model, options={**options, "text": {**kept, **options["text"]}}))
     dataset = datasets.read_many(paths, settings.get("data.format", "auto"))
     device = choose_device(settings.get("run.device", "auto")).type
     named = settings.get("model.name")
