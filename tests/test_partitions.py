@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from tubelet import datasets, features, models, partitions
-from tubelet.classify import predict, predict_table
 from tubelet.cli import main
 from tubelet.errors import CheckpointError, ConfigError, DataError
+from tubelet.predict import predict, predict_table
 from tubelet.records import ClipSpec, Example
 from tubelet.weights.save import save
 

@@ -1,148 +1,349 @@
-"""What is in this video? The most probable classes of one file, with the times of the frames that were looked at."""
+"""Heads over stored features: fitted in seconds, and no video is decoded when a class is added.
 
+A head is a small folder: `head.safetensors` and `config.json` (kind, class names, the fingerprint of the model whose features it
+takes, the videos that were labelled). Of videos with several rows of features (one for each clip) probabilities are averaged.
+
+N rows of features, M questions, D values of a feature, E of a projection, K classes.
+"""
+
+import csv
+import io
 import json
-import time
-from collections.abc import Callable, Sequence
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tubelet.errors import CheckpointError, ConfigError
-from tubelet.evaluate.multiview import crops_of, videos, views
-from tubelet.features import fingerprint
-from tubelet.loading import each_view
-from tubelet.models._model import Model
-from tubelet.records import Example, unnamed
-from tubelet.video.decode import probe
-from tubelet.video.guard import run
+from tubelet import datasets, find
+from tubelet.datasets._files import natural
+from tubelet.errors import CheckpointError, ConfigError, DataError
+from tubelet.evaluate import linear_probe
+from tubelet.evaluate.knn import knn
+from tubelet.features import Stored
+from tubelet.loading import derive
 
-if TYPE_CHECKING:
-    import pyarrow as pa
+FORMAT = "tubelet-head-1"
+KindName = Literal["linear", "knn", "triplet"]
+Settings = dict[str, Any]
+Groups = Sequence[str | None]
+
+PROJECTED = 64  # values that the triplet head keeps of a feature, at most
+TRIPLET_STEPS, TRIPLET_BATCH, TRIPLET_LR = 300, 256, 1e-3
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """The answer about one video.
+class Head:
+    """What tells classes from features: a kind with its tensors, the class names, and what it was made from.
 
-    top             (class, probability) pairs, most probable first, at most min(asked, K)
-    seconds         for each clip the times of its frames in the video, in seconds
-    clips, crops    views whose probabilities were averaged
-    seconds_taken   from opening the file to the answer
-    warnings        what the reader should know, such as a video shorter than the clip
+    labelled: ids of the videos it was fitted on; fingerprint, model: of what made their features.
     """
 
+    kind: KindName
+    classes: tuple[str, ...]
+    tensors: dict[str, Tensor]
+    settings: dict[str, Any]
+    fingerprint: str
+    model: str
+    labelled: tuple[str, ...]
+
+    def probabilities(self, vectors: Tensor) -> Tensor:
+        """float64 (M,K), rows sum to 1, of features (M,D)."""
+        width = self.tensors["mean" if "mean" in self.tensors else "stored"].shape[-1]
+        if vectors.shape[1] != width:
+            raise CheckpointError(f"the head takes features of {width} values, got {vectors.shape[1]}")
+        return KINDS[self.kind].predict(self.tensors, vectors.double(), len(self.classes), self.settings)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a head says about one video: (class, probability) pairs, most probable first. margin: the first less the second."""
+
+    id: str
     path: str
     top: tuple[tuple[str, float], ...]
-    seconds: tuple[tuple[float, ...], ...]
-    clips: int
-    crops: int
-    seconds_taken: float
-    warnings: tuple[str, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able: the same fields, `top` as a list of {"class", "probability"}."""
-        return {
-            "path": self.path,
-            "top": [{"class": name, "probability": probability} for name, probability in self.top],
-            "seconds": [list(clip) for clip in self.seconds],
-            "clips": self.clips,
-            "crops": self.crops,
-            "seconds_taken": self.seconds_taken,
-            "warnings": list(self.warnings),
-        }
+    @property
+    def margin(self) -> float:
+        return self.top[0][1] - self.top[1][1]
 
 
-@torch.no_grad()
-def predict(model: Model, path: str | Path, clips: int = 5, crops: int | None = None, top: int = 5) -> Prediction:
-    """The `top` most probable classes of the video file at `path`: probabilities averaged over clips x crops views.
+# Kinds -------------------------------------------------------------------------------------------------------------------
 
-    crops None is 3, or 1 for a model that sees the whole frame squeezed (clip.fit "stretch").
-    Raises CheckpointError for a model without classes, VideoError for a file that cannot be decoded.
+
+@dataclass(frozen=True)
+class Kind:
+    """fit(features (N,D), labels (N,), K, groups (N), settings) -> tensors; predict(tensors, questions (M,D), K, settings)."""
+
+    fit: Callable[[Tensor, Tensor, int, Groups, Settings], dict[str, Tensor]]
+    predict: Callable[[dict[str, Tensor], Tensor, int, Settings], Tensor]
+
+
+def _statistics(vectors: Tensor) -> dict[str, Tensor]:
+    """Mean and scale per value as `evaluate.knn.standardize` takes them: a value that never changes is multiplied by 0."""
+    mean, std = vectors.mean(dim=0), vectors.std(dim=0, unbiased=False)
+    constant = std <= 1e-9 * vectors.abs().amax(dim=0).clamp(min=1e-30)
+    return {"mean": mean, "scale": torch.where(constant, torch.zeros_like(std), 1 / std.clamp(min=1e-300))}
+
+
+def _standardized(tensors: Mapping[str, Tensor], vectors: Tensor) -> Tensor:
+    return (vectors - tensors["mean"]) * tensors["scale"]
+
+
+def _fit_linear(vectors: Tensor, labels: Tensor, classes: int, groups: Groups, settings: Settings) -> dict[str, Tensor]:
+    """Logistic regression solved to convergence (see `evaluate.linear_probe`); without l2 it is chosen by cross-validation."""
+    if settings.get("l2") is None:
+        settings["l2"] = linear_probe.choose_l2(vectors, labels, classes, groups)
+    found = _statistics(vectors)
+    weight, bias = linear_probe.fit(_standardized(found, vectors), labels, classes, settings["l2"])
+    return found | {"weight": weight, "bias": bias}
+
+
+def _predict_linear(tensors: dict[str, Tensor], vectors: Tensor, classes: int, settings: Settings) -> Tensor:
+    return (_standardized(tensors, vectors) @ tensors["weight"].T + tensors["bias"]).softmax(dim=1)
+
+
+def _fit_knn(vectors: Tensor, labels: Tensor, classes: int, groups: Groups, settings: Settings) -> dict[str, Tensor]:
+    """Nothing is learned: the labelled features are kept."""
+    return {"stored": vectors, "labels": labels}
+
+
+def _predict_knn(tensors: dict[str, Tensor], vectors: Tensor, classes: int, settings: Settings) -> Tensor:
+    return knn(tensors["stored"], tensors["labels"], vectors, classes, k=settings["k"])
+
+
+def _fit_triplet(vectors: Tensor, labels: Tensor, classes: int, groups: Groups, settings: Settings) -> dict[str, Tensor]:
+    """A linear projection (E,D) onto the unit sphere that puts rows of a class nearer together than to any other, and the mean of
+    each class there. Batch-hard mining (Hermans et al. 2017, arXiv:1703.07737): of a batch, each row with the farthest of its own
+    class and the nearest of another."""
+    if int(labels.bincount().max()) < 2:
+        raise DataError("the triplet head needs two labelled videos of a class at least: label more, or take --kind knn")
+    found = _statistics(vectors)
+    rows = F.normalize(_standardized(found, vectors), dim=1).float()
+    generator = torch.Generator().manual_seed(derive("triplet", settings["seed"]))
+    projection = torch.empty(min(PROJECTED, rows.shape[1]), rows.shape[1])
+    torch.nn.init.orthogonal_(projection, generator=generator)
+    projection.requires_grad_(True)
+    optimizer = torch.optim.Adam([projection], lr=TRIPLET_LR)
+    with torch.enable_grad():
+        for _ in range(TRIPLET_STEPS):
+            chosen = torch.randperm(len(rows), generator=generator)[:TRIPLET_BATCH]
+            points, own = F.normalize(rows[chosen] @ projection.T, dim=1), labels[chosen]
+            anchors, positives, negatives = hardest(points.detach(), own)
+            if not len(anchors):
+                continue
+            loss = F.triplet_margin_loss(points[anchors], points[positives], points[negatives], margin=settings["margin"])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    points = F.normalize(rows @ projection.detach().T, dim=1).double()
+    sums = torch.zeros(classes, points.shape[1], dtype=torch.float64).index_add_(0, labels, points)
+    return found | {"projection": projection.detach().double(), "means": F.normalize(sums, dim=1)}
+
+
+def hardest(points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(anchors, positives, negatives), int64 (A,): each row of points (N,E) that has one, with the farthest of its class and the
+    nearest of another."""
+    distance = torch.cdist(points, points)
+    same = labels[:, None] == labels
+    alike = same & ~torch.eye(len(labels), dtype=torch.bool)
+    anchors = (alike.any(dim=1) & (~same).any(dim=1)).nonzero()[:, 0]
+    positives = distance.masked_fill(~alike, -1.0).argmax(dim=1)
+    negatives = distance.masked_fill(same, float("inf")).argmin(dim=1)
+    return anchors, positives[anchors], negatives[anchors]
+
+
+def _predict_triplet(tensors: dict[str, Tensor], vectors: Tensor, classes: int, settings: Settings) -> Tensor:
+    """The softmax of the cosines to the classes' means over 0.1: it ranks classes and doubts, it is not calibrated."""
+    points = F.normalize(F.normalize(_standardized(tensors, vectors), dim=1) @ tensors["projection"].T, dim=1)
+    return (points @ tensors["means"].T / 0.1).softmax(dim=1)
+
+
+KINDS: dict[str, Kind] = {
+    "linear": Kind(_fit_linear, _predict_linear),
+    "knn": Kind(_fit_knn, _predict_knn),
+    "triplet": Kind(_fit_triplet, _predict_triplet),
+}
+
+
+# Fitting and asking --------------------------------------------------------------------------------------------------------
+
+
+def fit(
+    stored: Stored,
+    labels: Mapping[str, str],
+    kind: KindName = "linear",
+    *,
+    l2: float | None = None,
+    k: int = 5,
+    margin: float = 0.2,
+    seed: int = 0,
+) -> Head:
+    """A head for the classes that `labels` {id: class} names, from the stored features of these ids; ids without any are left out.
+
+    kind "linear" (l2: strength of the penalty, None chooses it by cross-validation), "knn" (k neighbours by cosine) or "triplet"
+    (margin). DataError where fewer than two classes have a labelled video.
     """
-    _check(model, top)
-    crops = crops_of(model.spec, crops)
-    started = time.perf_counter()
-    model.eval()
-    device = next(model.parameters()).device
-    # One view at a time: memory stays flat, and on one file nothing is won by a batch.
-    chances, seconds = [], []
-    for view in each_view(path, model.spec, clips, crops):
-        chances.append(model(view.frames[None].to(device))["logits"][0].double().softmax(dim=0).cpu())
-        seconds.append(view.seconds)
-    answer = _most_probable(model, torch.stack(chances).mean(dim=0), top, path)
-    times = tuple(tuple(round(float(s), 4) for s in clip) for clip in seconds[::crops])
-    taken = time.perf_counter() - started
-    return Prediction(str(path), answer, times, clips, crops, taken, _warnings(model, path))
+    find.choose(kind, KINDS, "kind of head")
+    if k < 1 or margin <= 0 or (l2 is not None and l2 <= 0):
+        raise ConfigError(f"k is {k}, margin {margin}, l2 {l2}: k must be 1 or more, the others above 0")
+    rows = [row for row, id in enumerate(stored.ids) if id in labels]
+    classes = tuple(sorted({labels[stored.ids[row]] for row in rows}, key=natural))
+    if len(classes) < 2:
+        raise DataError(
+            f"the labels name {len(classes)} class{'es' * (not classes)} of the videos with features"
+            f"{f' ({classes[0]})' if classes else ''}: label videos of two or more"
+        )
+    numbers = torch.tensor([classes.index(labels[stored.ids[row]]) for row in rows])
+    ids = [stored.ids[row] for row in rows]
+    all_settings: dict[str, Settings] = {"linear": {"l2": l2}, "knn": {"k": k}, "triplet": {"margin": margin, "seed": seed}}
+    settings = all_settings[kind]
+    groups: Groups = ids if len(set(ids)) < len(ids) else [None] * len(ids)  # clips of one video stay together in validation
+    tensors = KINDS[kind].fit(stored.vectors[rows].double(), numbers, len(classes), groups, settings)
+    return Head(kind, classes, tensors, settings, stored.fingerprint, stored.model, tuple(dict.fromkeys(ids)))
 
 
-def predict_table(
-    model: Model,
-    examples: Sequence[Example],
-    clips: int = 5,
-    crops: int | None = None,
-    top: int = 5,
-    batch_size: int = 8,
-    workers: int | None = None,
-    on_missing: Callable[[str, str], None] | None = None,
-) -> "pa.Table":
-    """What `predict` says about the readable Examples, in their order, a row each; on_missing(id, reason) for the others.
-
-    Columns id, path, start_seconds and end_seconds (what was looked at), classes and probabilities (lists, most probable
-    first). The schema's metadata holds the model's name and fingerprint and its ClipSpec. Errors as `predict`.
-    """
-    import pyarrow as pa
-
-    _check(model, top)
-    rows: list[tuple[Any, ...]] = []
-    found = views(model, examples, clips, crops_of(model.spec, crops), batch_size, workers, on_missing)
-    for video in videos(found):
-        assert video.probabilities is not None
-        chances = _most_probable(model, video.probabilities, top, video.example.path)
-        names, values = zip(*chances, strict=True)
-        times = float(video.seconds.min()), float(video.seconds.max())
-        rows.append((video.example.id, video.example.path, *times, names, values))
-    about = {"model": model.name, "fingerprint": fingerprint(model), "clip": json.dumps(model.spec.to_dict())}
-    columns = [
-        ("id", pa.string()),
-        ("path", pa.string()),
-        ("start_seconds", pa.float64()),
-        ("end_seconds", pa.float64()),
-        ("classes", pa.list_(pa.string())),
-        ("probabilities", pa.list_(pa.float64())),
-    ]
-    schema = pa.schema(columns, metadata={f"tubelet.{key}": value for key, value in about.items()})
-    return pa.table([list(column) for column in zip(*rows, strict=True)] or [[] for _ in columns], schema=schema)
-
-
-def _check(model: Model, top: int) -> None:
-    if not model.class_names:
+def predict(head: Head, stored: Stored, top: int = 5) -> list[Answer]:
+    """What the head says about every video of the features, in their order; CheckpointError for features of another model."""
+    if stored.fingerprint != head.fingerprint:
         raise CheckpointError(
-            f"{model.name} was never taught classes, so it cannot predict any: give a fine-tuned model, or use `tubelet embed`"
+            f"the head was fitted on features of {head.model} with fingerprint {head.fingerprint}, these are of {stored.model} "
+            f"with {stored.fingerprint}: embed the videos with the same model, or fit a head on these"
         )
     if top < 1:
         raise ConfigError(f"top is {top}: ask for 1 class or more")
+    chances = head.probabilities(stored.vectors)
+    numbers = {id: number for number, id in enumerate(dict.fromkeys(stored.ids))}
+    place = torch.tensor([numbers[id] for id in stored.ids])
+    sums = torch.zeros(len(numbers), len(head.classes), dtype=torch.float64).index_add_(0, place, chances)
+    mean = sums / place.bincount()[:, None]
+    paths = dict(zip(stored.ids, stored.paths, strict=True))
+    values, indices = mean.topk(min(max(top, 2), len(head.classes)), dim=1)
+    return [
+        Answer(id, paths[id], tuple((head.classes[i], p) for p, i in zip(chance, index, strict=True)))
+        for id, chance, index in zip(numbers, values.tolist(), indices.tolist(), strict=True)
+    ]
 
 
-def _most_probable(model: Model, probabilities: Tensor, top: int, path: str | Path) -> tuple[tuple[str, float], ...]:
-    """(class, probability) pairs of the mean probabilities (K,) of a video."""
-    if not torch.isfinite(probabilities).all():
-        raise CheckpointError(f"the model answers NaN for {path}: its weights are broken; try an earlier checkpoint of the run")
-    values, indices = probabilities.topk(min(top, len(model.class_names)))
-    return tuple((model.class_names[int(i)], float(p)) for p, i in zip(values, indices, strict=True))
+def uncertain(head: Head, stored: Stored, top: int = 20) -> list[Answer]:
+    """The `top` videos without a label between whose two likeliest classes the head hesitates most, the most doubtful first."""
+    known = set(head.labelled)
+    asked = [answer for answer in predict(head, stored) if answer.id not in known]
+    return sorted(asked, key=lambda answer: answer.margin)[:top]
 
 
-def _warnings(model: Model, path: str | Path) -> tuple[str, ...]:
-    have, want = (
-        run(str(path), probe, path).frame_count,
-        model.spec.frames if model.spec.sampling == "segments" else model.spec.window_frames,
-    )
-    found = []
-    if list(model.class_names) == unnamed(len(model.class_names)):
-        found.append("nobody told this model the names of its classes: convert it with --classes (tubelet weights convert)")
-    if have < want:
-        how = {"repeat_last": "the last frame was repeated", "loop": "it was looped"}.get(model.spec.short, "")
-        found.append(f"the video has {have} frames, the clip spans {want}: {how}")
-    return tuple(found)
+# Labels and files ----------------------------------------------------------------------------------------------------------
+
+
+def read_labels(paths: Sequence[str | Path], stored: Stored, split: str = "") -> tuple[dict[str, str], list[str]]:
+    """({id: label}, names that no feature has) of tables with the columns label and id, or any that `tubelet finetune` takes.
+
+    Rows without a label are passed over. A video is known by its id in the features, or by its file. DataError for a table
+    without labels and for a video with two of them.
+    """
+    by_file: dict[str, str] = {}
+    for id, path in zip(stored.ids, stored.paths, strict=True):
+        by_file.setdefault(os.path.realpath(path), id)
+    known = set(stored.ids)
+    found: dict[str, str] = {}
+    unknown: list[str] = []
+    for table in paths:
+        for name, path, label in _labels_of(table, split):
+            id = name if name in known else by_file.get(os.path.realpath(path), "") if path else ""
+            if not id:
+                unknown.append(name)
+            elif found.setdefault(id, label) != label:
+                raise DataError(f"{table} calls {name} {label!r}, but it was {found[id]!r} before: correct one of them")
+    if not found and not unknown:
+        raise DataError(f"no label in {', '.join(map(str, paths))}: wanted a table with the columns id (or path) and label")
+    return found, unknown
+
+
+def _labels_of(table: str | Path, split: str) -> list[tuple[str, str, str]]:
+    """(id, path or "", label) of the labelled rows of a table: one with a column `id`, or a data set."""
+    try:
+        with open(table, encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file)
+            if rows.fieldnames and {"id", "label"} <= set(rows.fieldnames) and not split:
+                return [
+                    (row["id"], row.get("path") or "", row["label"].strip()) for row in rows if (row["label"] or "").strip()
+                ]
+    except (OSError, UnicodeDecodeError, csv.Error):
+        pass  # a folder, or no CSV: the readers of data sets know what it is, or say what is wrong
+    examples = datasets.read(table).examples
+    if split and not any(example.split == split for example in examples):
+        sides = sorted({example.split for example in examples if example.split})
+        raise DataError(f"no split {split!r} in {table} (known: {', '.join(sides) or 'none'})")
+    return [(one.id, one.path, one.label) for one in examples if one.label and (not split or one.split == split)]
+
+
+def to_label(answers: Sequence[Answer]) -> str:
+    """A CSV to fill in: id, path, an empty label, what the head guesses, and the margin by which it does."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["id", "path", "label", "guess", "margin"])
+    for answer in answers:
+        writer.writerow([answer.id, answer.path, "", answer.top[0][0], f"{answer.margin:.4f}"])
+    return text.getvalue()
+
+
+def save(head: Head, folder: str | Path) -> Path:
+    """Write the folder of a head, whole or not at all; an older one is replaced. CheckpointError where it cannot be written."""
+    folder = Path(folder)
+    if folder.exists() and not _is_head(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists and is no head: choose another --out")
+    config = {"format": FORMAT, "kind": head.kind, "classes": list(head.classes), "settings": head.settings,
+              "fingerprint": head.fingerprint, "model": head.model, "labelled": list(head.labelled)}  # fmt: skip
+    draft: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        save_file({name: tensor.contiguous() for name, tensor in head.tensors.items()}, draft / "head.safetensors")
+        text = json.dumps(config, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace")
+        (draft / "config.json").write_bytes(text)
+        os.chmod(draft, 0o755)  # mkdtemp makes it private
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+            os.rename(folder, old / folder.name)
+            os.rename(draft, folder)
+            shutil.rmtree(old)
+        else:
+            os.rename(draft, folder)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write the head {folder}: {error}; nothing was changed") from error
+    finally:
+        if draft is not None:
+            shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def load(folder: str | Path) -> Head:
+    """The head in a folder; CheckpointError where it is none or damaged."""
+    folder = Path(folder)
+    if not _is_head(folder):
+        raise CheckpointError(f"{folder} is no head: give the folder that `tubelet classify fit ... --out HEAD` wrote")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "head.safetensors")
+        head = Head(config["kind"], tuple(config["classes"]), tensors, config["settings"], config["fingerprint"], config["model"],
+                    tuple(config["labelled"]))  # fmt: skip
+        find.choose(head.kind, KINDS, "kind of head")
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError, ConfigError) as error:
+        raise CheckpointError(f"the head {folder} is damaged ({error}): fit it again") from error
+    return head
+
+
+def _is_head(folder: Path) -> bool:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return isinstance(config, dict) and config.get("format") == FORMAT
+    except (OSError, ValueError):
+        return False

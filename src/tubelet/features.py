@@ -325,6 +325,73 @@ def write_parquet(path: str | Path, features: Iterable[Feature], model: Model, p
     return count
 
 
+@dataclass(frozen=True)
+class Stored:
+    """Features that were written: row i is vectors[i], float32 (N,D), of the video ids[i] at paths[i].
+
+    fingerprint and model say what made them. Several rows have one id where there is one for each clip.
+    """
+
+    ids: tuple[str, ...]
+    paths: tuple[str, ...]
+    vectors: Tensor
+    fingerprint: str
+    model: str
+
+
+def read(path: str | Path) -> Stored:
+    """What `write_parquet` wrote, or a folder of partitions that `tubelet embed --engine` filled.
+
+    DataError where there are no features, an unfinished folder or values that are not finite; CheckpointError where parts of a
+    folder are of different models.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    place = Path(path)
+    if not place.exists():
+        raise DataError(f"{place} does not exist: give what `tubelet embed` wrote, a Parquet file or a folder of them")
+    files = [place]
+    if place.is_dir():
+        files = sorted((place / "results").glob("part-*.parquet"))
+        done = _partitions(place)
+        if not files or len(files) < (done or 0):
+            raise DataError(f"{place} holds {len(files)} of {done or 'no'} partitions: repeat its `tubelet embed` command")
+    tables, about = [], set()
+    for file in files:
+        try:
+            table = pq.read_table(file)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{file} cannot be read as Parquet: {error}") from error
+        known = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        if "tubelet.fingerprint" not in known or "vector" not in table.column_names:
+            raise DataError(
+                f"{file} holds no features: wanted what `tubelet embed` writes, with the columns id, path and vector"
+            )
+        about.add((known["tubelet.fingerprint"], known["tubelet.model"]))
+        tables.append(table)
+    if len(about) > 1:
+        raise CheckpointError(
+            f"{place} mixes features of different models ({', '.join(sorted(f for f, _ in about))}): embed anew"
+        )
+    ((made_by, model),) = about
+    table = pa.concat_tables(tables)
+    width = table.schema.field("vector").type.list_size
+    vectors = torch.from_numpy(table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False).copy()).view(-1, width)
+    if not torch.isfinite(vectors).all():
+        raise DataError(f"{place} holds features that are not finite: the model that made them is broken")
+    return Stored(tuple(table["id"].to_pylist()), tuple(table["path"].to_pylist()), vectors, made_by, model)
+
+
+def _partitions(folder: Path) -> int | None:
+    """How many partitions a folder has when it is complete; None where its manifest does not say."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        return -(-int(manifest["videos"]) // int(manifest["partition_size"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def utf8(value: Any) -> Any:
     """A text without halves of surrogate pairs, which stand for bytes of file names that are not UTF-8."""
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tubelet.classify import Prediction
 from tubelet.models._model import Model
+from tubelet.predict import Prediction
 from tubelet.records import ClipSpec
 
 
@@ -29,8 +29,8 @@ class VideoModel:
         return self.network.class_names
 
     def predict(self, video: str | Path, clips: int = 5, crops: int | None = None, top: int = 5) -> Prediction:
-        """The most probable classes of a video file, averaged over clips x crops (see `tubelet.classify.predict`)."""
-        from tubelet.classify import predict
+        """The most probable classes of a video file, averaged over clips x crops (see `tubelet.predict.predict`)."""
+        from tubelet.predict import predict
 
         return predict(self.network, video, clips=clips, crops=crops, top=top)
 

@@ -28,6 +28,11 @@ SMALL: dict[str, tuple[ClipSpec, dict[str, object]]] = {
     "mvit": (SPEC, dict(width=16, heads=2, blocks=(1, 2), kv_stride=2)),
     "swin": (SPEC, dict(width=16, heads=2, blocks=(2, 2), window=(2, 3, 3))),
     "vjepa2": (SPEC, dict(width=24, depth=2, heads=2, patch=8, pooler_depth=1)),
+    "frame_vit": (SPEC, dict(width=24, depth=2, heads=2, patch=8)),
+    "clip_base_32": (
+        SPEC,
+        dict(video_options=dict(width=24, depth=2, heads=2, patch=8), text=dict(width=16, depth=2, heads=2), width=20),
+    ),
     "video_text": (
         SPEC,
         dict(

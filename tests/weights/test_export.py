@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from tubelet import models
-from tubelet.classify import predict
 from tubelet.cli import main
 from tubelet.datasets import read_many
 from tubelet.errors import CheckpointError, ConfigError, MissingExtraError
 from tubelet.features import embed_video, fingerprint
 from tubelet.models._model import Model
+from tubelet.predict import predict
 from tubelet.records import ClipSpec
 from tubelet.weights.export import compare, export, noise
 from tubelet.weights.load import load_model

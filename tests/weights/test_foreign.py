@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tubelet import models
-from tubelet.classify import predict
 from tubelet.cli import main
 from tubelet.errors import CheckpointError
 from tubelet.models import videomae
+from tubelet.predict import predict
 from tubelet.records import ClipSpec
 from tubelet.weights import foreign
 from tubelet.weights.average import average

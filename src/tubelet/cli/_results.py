@@ -23,11 +23,12 @@ def print_evaluation(found: "Evaluation", json: bool) -> None:
                 "missing_in_training": _named(found.missing_in_training),
                 "classes": list(found.classes),
                 "per_class": found.per_class,
+                "retrieval": found.retrieval,
                 "report": str(found.report),
             }
         )
         return
-    table([_line(row) for row in found.results])
+    table([_line(row) for row in found.results] or [_retrieval_line(row) for row in found.retrieval])
     evaluated = found.asked - len(found.missing)
     print(f"\n{found.part}")
     print(f"{evaluated} of {found.asked} videos evaluated" + (", missing:" if found.missing else ""))
@@ -44,6 +45,12 @@ def print_evaluation(found: "Evaluation", json: bool) -> None:
 
 def _named(missing: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
     return [{"id": id, "reason": reason} for id, reason in missing]
+
+
+def _retrieval_line(row: dict[str, Any]) -> dict[str, Any]:
+    recalls = {f"R@{k}": f"{row[f'recall_at_{k}']:.1%}" for k in (1, 5, 10)}
+    return {"result": row["query"], "weights": row["weights"], **recalls, "median rank": row["median_rank"],
+            "mean rank": row["mean_rank"], "queries": row["queries"], "of": row["candidates"]}  # fmt: skip
 
 
 def _line(row: dict[str, Any]) -> dict[str, Any]:

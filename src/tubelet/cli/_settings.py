@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from tubelet import find
 from tubelet.errors import ConfigError
 from tubelet.train.config import TrainConfig, flat, over, read_yaml, setting_names, to_dict, unknown_setting
 
@@ -38,6 +39,17 @@ def split(words: Sequence[str], flags: Sequence[str]) -> tuple[list[str], dict[s
             value = rest.pop(0)
         settings[name] = value
     return paths, settings
+
+
+def check_read(objective: str, dotted: Mapping[str, Any]) -> None:
+    """ConfigError for a flag of another objective than that of the run, which nobody would read."""
+    for name in dotted:
+        section, _, rest = name.partition(".")
+        if section in find.names("tubelet.objectives") and section != objective:
+            own = (f"{objective}.{name}", f"{objective}.{rest}")
+            near = [f": did you mean {_flag(one)!r}?" for one in own if one in setting_names()]
+            hint = near[0] if near else f", or set --objective {section}"
+            raise ConfigError(f"{_flag(name)!r} says nothing to a run whose objective is {objective}{hint}")
 
 
 def _unknown_flag(name: str, flags: Sequence[str]) -> str:

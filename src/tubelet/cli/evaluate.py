@@ -22,6 +22,8 @@ def command(
 ) -> None:
     """Measure a model on labelled videos, beside its baselines, and write report.html.
 
+    A model that was aligned with text is measured on captioned videos: does a sentence find its video, and a video its sentence?
+
     Videos that cannot be read are named, counted and in no number; the exit code is 0 as long as there is a result.
 
     Parameters

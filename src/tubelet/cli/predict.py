@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 from tubelet.cli._print import emit_json, note
 
 if TYPE_CHECKING:
-    from tubelet.classify import Prediction
+    from tubelet.predict import Prediction
 
 
 def command(
@@ -58,9 +58,9 @@ def command(
     """
     from functools import partial
 
-    from tubelet.classify import predict, predict_table
     from tubelet.cli._partitions import answer_all
     from tubelet.errors import DataError, VideoError
+    from tubelet.predict import predict, predict_table
     from tubelet.train.device import choose_device
     from tubelet.weights.load import load_model
 

@@ -20,6 +20,8 @@ def command(
 ) -> None:
     """Learn from a folder of videos without labels (masked autoencoding); the same command resumes.
 
+    `--objective next_token`, `combined` or `distill` learns in another way, see docs/objectives.md.
+
     Settings that fit the data and the machine are chosen; each can be changed as a dotted flag, for example
     `--optim.base-lr 1e-3 --clip.size 96`. `--print-config` shows all of them.
 
@@ -50,4 +52,6 @@ def command(
     paths, dotted = _settings.split(data, FLAGS)
     named = {"model.name": model, "optim.epochs": epochs, "init": init, "run.seed": seed}
     settings = _settings.merged(config, named, dotted)
-    _run.carry_out(pretraining(paths, out, settings), print_config, json)
+    run = pretraining(paths, out, settings)
+    _settings.check_read(run.objective, dotted)
+    _run.carry_out(run, print_config, json)

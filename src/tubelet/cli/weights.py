@@ -43,7 +43,7 @@ def command(
     decay
         For "average": a moving average in the order of the models, in place of their mean.
     model
-        For "begin": the video model, a name from `tubelet models`.
+        For "begin": the video model, a name from `tubelet models`; clip_base_32 takes both towers of a CLIP of any size.
     how
         For "begin": the way, `central` or `inflate` (ViViT also `random`, TimeSformer `zero` or `copy`, CNNs `copy`, I3D
         `inflate`). Default: the family's usual one.
@@ -143,14 +143,18 @@ def _convert(source: str, out: str, to: str, given: "foreign.Given", json: bool)
 def _begin(
     source: str, out: str, variant: str, how: str, clip: dict[str, object], options: dict[str, object], json: bool
 ) -> int:
+    from tubelet import models
     from tubelet.errors import ConfigError
-    from tubelet.weights import image
+    from tubelet.weights import image, text
     from tubelet.weights.convert import convert
     from tubelet.weights.load import located
 
     if not variant:
         raise ConfigError("no video model named: tubelet weights begin IMAGE OUT --model vivit_base")
-    made, account = image.begin(located(source), variant, clip, how, options=options)
+    if "video" in models.options_of(variant):
+        made, account = text.begin_clip(located(source), variant, clip, options)
+    else:
+        made, account = image.begin(located(source), variant, clip, how, options=options)
     convert(made, out, "tubelet", account)
     if json:
         emit_json({"out": out, "model": variant, **account})

@@ -29,6 +29,7 @@ def page(folder: Path, sections: Sections, log: Sequence[Mapping[str, Any]]) -> 
             parts.append((anchor, heading, body))
 
     add("results", "Results", results(sections))
+    add("retrieval", "Sentences and videos", retrieval(sections))
     add("probe", "Is it really video?", probe(folder, sections))
     add("ladder", "The ladder", ladder(sections))
     add("cost", "Accuracy against cost", pictures(folder, ["ladder"], LADDER))
@@ -127,6 +128,21 @@ def results(sections: Sections) -> str:
         f'<div class="tiles">{tiles}</div><div class="scroll"><table class="results"><thead><tr>{head}</tr></thead>'
         f'<tbody>{lines}</tbody></table></div><p class="note">{note}</p>'
     )
+
+
+def retrieval(sections: Sections) -> str:
+    """Recall and ranks in both directions beside chance."""
+    if "retrieval" not in sections:
+        return ""
+    columns: list[tuple[str, Callable[[Mapping[str, Any]], str], bool]] = [
+        ("", lambda row: text(f"{row['query']}, {row['weights']}"), False),
+        *((f"R@{k}", lambda row, k=k: percent(row[f"recall_at_{k}"]), True) for k in (1, 5, 10)),
+        ("Median rank", lambda row: f"{row['median_rank']:g}", True),
+        ("Mean rank", lambda row: f"{row['mean_rank']:.1f}", True),
+        ("Of", lambda row: str(row["candidates"]), True),
+    ]
+    note = "R@k: the share of questions answered among the first k. A wrong answer of the same score counts half a place."
+    return f'{table(sections["retrieval"], columns)}<p class="note">{note}</p>'
 
 
 def ladder(sections: Sections) -> str:

@@ -77,6 +77,8 @@ SECTIONS = {
     "model": "name, params, gmacs, classes and ClipSpec of the model",
     "results": "rows: name, weights, top1, top5, mean_class_accuracy, top1_low, top1_high, videos, clips, crops, note, "
     "data (fingerprint of the videos judged)",
+    "retrieval": "rows of tubelet.evaluate.retrieval: query, weights, recall_at_1, _5, _10, median_rank, mean_rank, queries, "
+    "candidates",
     "ladder": "of several models: budget, clip, rows of `tubelet.compare.Comparison`",
     "data": "what was evaluated: part, asked, evaluated, clips, crops, trained_on, pretrained_on",
     "classes": "class names in order",
@@ -121,7 +123,7 @@ def write_run_report(
     majority class (of `train_examples` where given) and chance. weights says in the table where the model started:
     "pretrained" or "random initialisation".
     """
-    from tubelet.evaluate import protocol
+    from tubelet.evaluate import protocol, retrieval
     from tubelet.evaluate.multiview import look
     from tubelet.evaluate.sides import met, part_of, run_of
 
@@ -138,6 +140,12 @@ def write_run_report(
         sections["data"] |= protocol.data_section(part_of(asked), before)
         own = protocol.classification_row(looks, model.class_names, weights, note=before.note)
         sections["results"] = [own, *protocol.floor_rows(train_examples, looks.examples, model.class_names)]
+    found = retrieval.captioned(examples) if model.reads_text else []
+    if found:
+        looks = look(model, found, batch_size=batch_size)
+        sections["retrieval"] = retrieval.rows(model, looks)
+        about = {"asked": len(found), "evaluated": len(looks.examples), "clips": looks.clips, "crops": looks.crops}
+        sections["data"] = about | protocol.data_section(part_of(found), met(run_of(folder), looks.examples))
     sections |= {"name": folder.resolve().name, "model": protocol.model_section(model)}
     return update(folder, pictures, **sections)
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from tubelet import datasets
 from tubelet.errors import CheckpointError, DataError, TubeletError
-from tubelet.evaluate import baselines, protocol, report
+from tubelet.evaluate import baselines, protocol, report, retrieval
 from tubelet.evaluate.multiview import Looks, crops_of, label_numbers, look
 from tubelet.evaluate.sides import Met, met, run_of, sides
 from tubelet.models._model import Model
@@ -49,6 +50,7 @@ class Evaluation:
     missing             (id, reason) of videos that could not be read, of the `asked` ones
     part                which part of the data was asked about
     before              how many of the evaluated videos the model was trained on
+    retrieval           rows of `tubelet.evaluate.retrieval`, where videos were found by captions
     missing_in_training (id, reason) of unreadable videos that k-NN and linear probe should have been fitted on
     """
 
@@ -61,6 +63,7 @@ class Evaluation:
     classes: tuple[str, ...] = ()
     per_class: list[dict[str, Any]] = field(default_factory=list)
     missing_in_training: tuple[tuple[str, str], ...] = ()
+    retrieval: list[dict[str, Any]] = field(default_factory=list)
 
 
 def evaluate(
@@ -77,8 +80,12 @@ def evaluate(
     k-NN and linear probe judge frozen features: those of the pretrained model it started from where that is known,
     else its own, beside those of untrained weights. Majority class and chance are always there. Every row about the
     model says how many of the videos it was trained on.
+
+    A model that reads text is judged on videos with captions: which sentence finds which video (see `retrieve`).
     """
     model = load_model(model_path, settings.device)
+    if model.reads_text and retrieval.captioned(datasets.read_many(data).examples):
+        return retrieve(model, model_path, data, out, settings, say)
     if not model.class_names and not settings.methods:
         raise DataError("nothing to evaluate: the model has no classes; ask for k-NN or a linear probe")
     run = run_of(model_path)
@@ -134,6 +141,32 @@ def evaluate(
         report.load(folder)["results"], list(looks.missing), len(examples), path, cut.part, before, tuple(class_names),
         sections.get("per_class", []), missing_in_training,
     )  # fmt: skip
+
+
+def retrieve(
+    model: Model, model_path: str | Path, data: Sequence[str], out: str | Path | None, settings: Settings,
+    say: Callable[[str], None],
+) -> Evaluation:  # fmt: skip
+    """Text to video and video to text on the held-out videos that have captions; one crop of each window unless more are asked
+    for."""
+    run = run_of(model_path)
+    config = TrainConfig.from_yaml(run / "config.yaml") if run else None
+    folder = Path(out) if out else run or Path("runs") / f"evaluate_{Path(model_path).resolve().name}"
+    cut = sides(data, settings.split, config, False, say, texts=True)
+    examples = retrieval.captioned(cut.asked.examples)
+    report.claim(folder)
+    before = met(run, examples, say)
+    say(f"evaluating {cut.part}" + (f"; {before.note}" if before.note else ""))
+    looks = _look(model, examples, settings.clips, settings.crops or 1, settings, "embedding")
+    rows = retrieval.rows(model, looks)
+    about = {"asked": len(examples), "evaluated": len(looks.examples), "clips": looks.clips, "crops": looks.crops}
+    sections: protocol.Sections = {
+        "name": folder.resolve().name, "model": protocol.model_section(model), "retrieval": rows,
+        "data": about | protocol.data_section(cut.part, before),
+        "missing": [{"id": id, "reason": reason} for id, reason in looks.missing],
+    }  # fmt: skip
+    path = report.update(folder, **sections)
+    return Evaluation([], list(looks.missing), len(examples), path, cut.part, before, retrieval=rows)
 
 
 def known(train: Sequence[Example], class_names: Sequence[str], say: Callable[[str], None]) -> list[Example]:

@@ -25,7 +25,8 @@ class Sides:
 
 @dataclass(frozen=True)
 class Met:
-    """How many of `of` evaluated videos lie in files that a model was trained on: with labels, and without (pretraining).
+    """How many of `of` evaluated videos lie in files that a model was trained on: with labels or captions, and without
+    (pretraining).
 
     None where that cannot be told.
     """
@@ -64,28 +65,37 @@ def data_of(model_path: str | Path) -> tuple[str, ...]:
     return TrainConfig.from_yaml(run / "config.yaml").data.train
 
 
-def sides(data: Sequence[str], split: str, config: TrainConfig | None, classifier: bool, say: Callable[[str], None]) -> Sides:
+def sides(
+    data: Sequence[str],
+    split: str,
+    config: TrainConfig | None,
+    classifier: bool,
+    say: Callable[[str], None],
+    texts: bool = False,
+) -> Sides:
     """The data a run was trained on is cut exactly as the run cut it, other data by their own splits.
 
-    A classifier is judged on all of a data set without splits.
+    A classifier is judged on all of a data set without splits, and so is with `texts` what finds videos by their captions, for
+    which labels do not matter.
     """
     mine = config.data if config is not None and _same(data, config.data.train) else None
     whole = datasets.read_many(data, mine.format if mine else "auto")
-    labelled = sum(example.label is not None for example in whole.examples)
-    everything = Sides(replace(whole, examples=()), whole, f"all {labelled} labelled videos")
+    count = sum(bool(example.text) if texts else example.label is not None for example in whole.examples)
+    kind = "captioned" if texts else "labelled"
+    everything = Sides(replace(whole, examples=()), whole, f"all {count} {kind} videos")
     if split == "all":
         return everything
-    if mine is None and not split and classifier and not any(example.split for example in whole.examples):
+    if mine is None and not split and (classifier or texts) and not any(example.split for example in whole.examples):
         say(f"this data has no splits: all {len(whole.examples)} videos are evaluated (was the model trained on some of them?)")
         return everything
     wanted = mine or DataConfig(train=tuple(data))
-    if config is not None and mine and not _needs_labels(config):
+    if config is not None and mine and not texts and not _needs(config)[0]:
         wanted = replace(wanted, train_split=None, limit=None)  # they chose among unlabelled videos
     if split:
         wanted = replace(wanted, val=(), val_split=split)
-    train, asked = training_data.load(wanted, needs_labels=True)
-    assert asked is not None, "with labels something is always held out"
-    share = "" if wanted.val else f": {len(asked.examples)} of {labelled} labelled videos"
+    train, asked = training_data.load(wanted, needs_labels=not texts, needs_text=texts)
+    assert asked is not None, "with labels or captions something is always held out"
+    share = "" if wanted.val else f": {len(asked.examples)} of {count} {kind} videos"
     return Sides(train, asked, part_of(asked.examples) + share)
 
 
@@ -104,14 +114,15 @@ def met(run: Path | None, examples: Sequence[Example], say: Callable[[str], None
         return Met(len(examples), None, None)
     paths, configs = [os.path.realpath(example.path) for example in examples], list(lineage(run))
 
-    def count(labels: bool) -> int | None:
-        data = [config.data for config in configs if _needs_labels(config) == labels]
+    def count(taught: bool) -> int | None:
+        asked = [(config.data, _needs(config)) for config in configs if any(_needs(config)) == taught]
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # what load has to say was said when the run began
-                files = {os.path.realpath(one.path) for part in data for one in training_data.load(part, labels)[0].examples}
+                read = [training_data.load(part, *needs)[0] for part, needs in asked]
         except TubeletError as error:
             say(f"cannot tell which of the evaluated videos the model was trained on: {error}")
             return None
+        files = {os.path.realpath(one.path) for part in read for one in part.examples}
         return sum(path in files for path in paths)
 
     return Met(len(paths), count(True), count(False))
@@ -127,9 +138,10 @@ def lineage(run: Path | None) -> Iterator[TrainConfig]:
         run = run_of(config.init) if config.init else None
 
 
-def _needs_labels(config: TrainConfig) -> bool:
-    needed: bool = find.module("tubelet.objectives", config.objective).NEEDS_LABELS
-    return needed
+def _needs(config: TrainConfig) -> tuple[bool, bool]:
+    """(labels, captions): what a run cannot learn without."""
+    objective = find.module("tubelet.objectives", config.objective)
+    return objective.NEEDS_LABELS, getattr(objective, "NEEDS_TEXT", False)
 
 
 def _same(data: Sequence[str], trained_on: Sequence[str]) -> bool:

@@ -7,7 +7,7 @@ number of classes than 400, CLASSES says which. Its model has .name, .spec, .cla
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -46,6 +46,16 @@ def options_of(name: str) -> list[str]:
     known = variants()
     family = known[find.choose(name, known, "model")]
     return list(inspect.signature(type_of(family).__init__).parameters)[4:]
+
+
+def with_needs(name: str, options: Mapping[str, Any], needs: Mapping[str, Any]) -> dict[str, Any]:
+    """`options` of a variant on top of those that an objective `needs`, as far as it takes them; a model with a video tower passes
+    them on to it."""
+    takes = options_of(name)
+    if "video_options" in takes:
+        tower = options.get("video", variants()[name].VARIANTS[name]["video"])
+        return {**options, "video_options": with_needs(tower, options.get("video_options") or {}, needs)}
+    return {**{option: value for option, value in needs.items() if option in takes}, **options}
 
 
 def type_of(family: ModuleType) -> type[Model]:

@@ -26,6 +26,7 @@ class Model(nn.Module):
     tubelet: Triple
     grid: Triple
     grid_of: Callable[..., Triple]
+    reads_text: bool = False  # whether it has a text encoder
 
     def init_weights(self) -> None:
         """Set every first value."""

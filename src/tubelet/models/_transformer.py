@@ -23,9 +23,11 @@ class LayerNorm(nn.LayerNorm):
 PAIRS = 2**21  # of queries and keys at a time in the backward pass below: 4 MB in bf16
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, causal: bool = False) -> Tensor:
     """softmax(q k^T / sqrt(d) + bias) v: (B,A,N,d) of queries (B,A,N,d), keys and values (B,A,M,d); bias, where there is one,
-    broadcasts to (B,A,N,M)."""
+    broadcasts to (B,A,N,M). causal: query i sees keys 0..i only."""
+    if causal:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     if bias is not None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
     if q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.requires_grad:
@@ -80,10 +82,10 @@ class Attention(nn.Module):
         self.v_bias = nn.Parameter(torch.empty(width))
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, first: int = 0) -> Tensor:
-        """(B,N,D) -> (B,N-first,D): what the tokens from `first` on take from all N."""
+    def forward(self, x: Tensor, first: int = 0, causal: bool = False) -> Tensor:
+        """(B,N,D) -> (B,N-first,D): what the tokens from `first` on take from all N, or `causal` from those up to themselves."""
         q, k, v = self._heads(x, first)
-        return self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
+        return self.proj(attend(q, k, v, causal=causal).transpose(1, 2).flatten(2))
 
     def probabilities(self, x: Tensor) -> Tensor:
         """Who attends to whom: (B,A,N,N), rows sum to 1. For pictures; `forward` never builds it."""
@@ -208,9 +210,10 @@ class Block(nn.Module):
         self.mlp = MLP(width, int(width * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, first: int = 0) -> Tensor:
-        """(B,N,D) -> (B,N-first,D). Of a last block often not all is wanted: the tokens before `first` are only looked at."""
-        x = x[:, first:] + self.drop_path(self.attn(self.norm1(x), first))
+    def forward(self, x: Tensor, first: int = 0, causal: bool = False) -> Tensor:
+        """(B,N,D) -> (B,N-first,D). Of a last block often not all is wanted: the tokens before `first` are only looked at.
+        causal (with first 0): no token sees a later one."""
+        x = x[:, first:] + self.drop_path(self.attn(self.norm1(x), first, causal))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from tubelet import models
 from tubelet.errors import ConfigError
 from tubelet.find import choose
+from tubelet.models import frame_vit
 from tubelet.models._model import Model
 from tubelet.models._text import TextEncoder
 from tubelet.models._tokens import Triple, sine_cosine_positions
@@ -37,7 +38,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "video_text_tiny": dict(video="videomae_tiny", text=dict(width=192, depth=4, heads=3), width=192),
     "video_text_small": dict(video="videomae_small", text=dict(width=384, depth=6, heads=6), width=256),
     "video_text_base": dict(video="videomae_base", text=dict(width=512, depth=12, heads=8), width=512),
+    # CLIP ViT-B/32, frame by frame; `tubelet weights begin CLIP OUT --model clip_base_32` fills it.
+    "clip_base_32": dict(
+        video="frame_vit_base_32", text=dict(width=512, depth=12, heads=8, vocabulary=49408, gelu="quick"), width=512
+    ),
 }
+CLIPS = {"clip_base_32": frame_vit.CLIP}
 POOLS = ("mean", "temporal", "attention")
 FREEZE = ("", "video", "text", "both")
 LARGEST_SCALE = 100.0  # of the logits, as in CLIP: beyond it training is not stable
@@ -49,14 +55,6 @@ def build(name: str, spec: ClipSpec, class_names: Sequence[str] = (), **options:
     merged = {**VARIANTS[name], **options}
     merged["text"] = {**VARIANTS[name]["text"], **merged["text"]}
     return VideoText(name, spec, tuple(class_names), **merged)
-
-
-class MeanPool(nn.Module):
-    """Mean over all tokens."""
-
-    def forward(self, tokens: Tensor, slots: int) -> Tensor:
-        """(B,N,D) -> (B,D)."""
-        return tokens.mean(dim=1)
 
 
 class TemporalPool(nn.Module):
@@ -94,7 +92,7 @@ class AttentionPool(nn.Module):
     def forward(self, tokens: Tensor, slots: int) -> Tensor:
         """(B,N,D) -> (B,D)."""
         k, v = self.kv(self.norm(tokens)).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B,A,N,D/A)
-        q = self.query.to(k.dtype).view(self.heads, 1, -1).expand(len(tokens), -1, -1, -1)
+        q = self.query.to(k.dtype).view(self.heads, 1, -1).expand(tokens.shape[0], -1, -1, -1)
         return self.proj(attend(q, k, v)[:, :, 0].flatten(1))
 
 
@@ -118,7 +116,8 @@ class VideoText(Model):
     video, video_options  a variant of `tubelet models` and its options: the video tower
     text                  the text tower's options (see TextEncoder); those not given are the variant's
     width                 E, of the shared space
-    pool                  "mean" over tokens, a "temporal" transformer over slots, or "attention" of a learned query
+    pool                  "mean": the tower's own vector, the mean over its tokens unless its family has another; a "temporal"
+                          transformer over slots; or "attention" of a learned query
     pool_heads, pool_depth  of the pool, where it has them
     freeze                the tower that keeps its weights: "", "video", "text" or "both"; pool and projections learn
     temperature           the first value; the logits are inner products divided by it
@@ -141,20 +140,20 @@ class VideoText(Model):
         inner = self.video.width
         if choose(pool, POOLS, "pool") != "mean" and inner % pool_heads:
             raise ConfigError(f"{name}: pool_heads is {pool_heads}, which does not divide the video tower's width {inner}")
-        self.pool: nn.Module = MeanPool()
+        self.pool: nn.Module | None = None
         if pool == "temporal":
             self.pool = TemporalPool(inner, pool_heads, pool_depth)
         elif pool == "attention":
             self.pool = AttentionPool(inner, pool_heads)
         self.project = nn.Linear(inner, width, bias=False)
-        self.depth = self.video.depth
+        self.depth, self.reads_text = self.video.depth, not class_names
         if class_names:
             self.head = nn.Linear(width, len(class_names))
         else:
             self.text = TextEncoder(**text)
             text = self.text.options
             self.project_text = nn.Linear(self.text.width, width, bias=False)
-            self.log_scale = nn.Parameter(torch.empty(()))
+            self.log_scale = nn.Parameter(torch.empty(1))  # FSDP2 divides no scalars
             if matching:  # in a list, so that FSDP2 makes it a unit of its own: it is called outside of `forward`
                 self.matching = nn.ModuleList([Matcher(width)])
         self.options: dict[str, Any] = dict(
@@ -185,7 +184,7 @@ class VideoText(Model):
             nn.init.trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
         nn.init.normal_(self.project.weight, std=self.video.width**-0.5)
-        for name, parameter in self.pool.named_parameters():
+        for name, parameter in self.pool.named_parameters() if self.pool else ():
             if name == "query":
                 nn.init.normal_(parameter, std=0.02)
             elif name.endswith("bias") or name == "add.weight":
@@ -203,31 +202,47 @@ class VideoText(Model):
         return self
 
     def forward(
-        self, frames: Tensor, text: Tensor | None = None, mask: Tensor | None = None, decoder_mask: Tensor | None = None
+        self,
+        frames: Tensor,
+        text: Tensor | None = None,
+        mask: Tensor | None = None,
+        decoder_mask: Tensor | None = None,
+        next_token: bool = False,
     ) -> dict[str, Tensor]:
         """Named tensors for frames (B,T,C,H,W), 0..255.
 
         "tokens" (B,N,D) of the video tower, "embedding" (B,E) of length 1, "logits" (B,K) with classes. With the token ids `text`
-        (B,L) of `tokenize` also "text" (B,E) of length 1 and "scale" (), what inner products are multiplied by. With a `mask` only
-        what the video tower gives for it (see videomae).
+        (B,L) of `tokenize` also "text" (B,E) of length 1 and "scale" (), what inner products are multiplied by. With a `mask`, or
+        for the `next_token`, only what the video tower gives for it (see videomae).
         """
+        if next_token:
+            return self.video(frames, next_token=True)
         if mask is not None:
             return self.video(frames, mask=mask, decoder_mask=decoder_mask)
-        tokens = self.video(frames)["tokens"]
-        projected = self.project(self.pool(tokens, self._slots(frames.shape[1], tokens.shape[1]))).float()  # (B,E)
-        out = {"tokens": tokens, "embedding": F.normalize(projected, dim=1)}
+        seen = self.video(frames)
+        pooled = seen["embedding"] if self.pool is None else self._pooled(seen["tokens"], frames.shape[1])  # (B,D)
+        projected = self.project(pooled).float()  # (B,E)
+        out = {"tokens": seen["tokens"], "embedding": F.normalize(projected, dim=1)}
         if self.class_names:
             out["logits"] = self.head(projected)
         if text is not None:
             out["text"] = self._encoded(text)
-            out["scale"] = self.log_scale.exp().clamp(max=LARGEST_SCALE)
+            out["scale"] = self.log_scale[0].exp().clamp(max=LARGEST_SCALE)
         return out
 
-    def _slots(self, frames: int, tokens: int) -> int:
-        """Moments of the video tower's tokens: as many as tubelets follow each other, or where that does not divide them (a tower
-        that pools over time), every token is one."""
-        slots = frames // getattr(self.video, "tubelet", (1, 1, 1))[0]
-        return slots if tokens % slots == 0 else tokens
+    @property
+    def vocabulary(self) -> nn.Module | None:
+        """Of discrete tokens, where the video tower has one."""
+        return getattr(self.video, "vocabulary", None)
+
+    def _pooled(self, tokens: Tensor, frames: int) -> Tensor:
+        """(B,N,D) -> (B,D). Slots are as many as tubelets follow each other in time, or where that does not divide the tokens (of a
+        tower that pools over time), every token is one."""
+        assert self.pool is not None
+        if tokens.shape[2] != self.video.width:
+            raise ConfigError(f"{self.name}: the tokens of {self.video.name} are no vectors of a clip, pool them by 'mean'")
+        slots, count = frames // getattr(self.video, "tubelet", (1, 1, 1))[0], tokens.shape[1]
+        return self.pool(tokens, slots if count % slots == 0 else count)
 
     def _encoded(self, ids: Tensor) -> Tensor:
         return F.normalize(self.project_text(self.text(ids)).float(), dim=1)

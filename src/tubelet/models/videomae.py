@@ -3,6 +3,10 @@
 A clip becomes tubelets; the encoder sees only those that are not masked; a light decoder predicts the pixels of the others.
 Fine-tuned, the same encoder sees everything, and its mean token is classified.
 
+Two things can be added to the encoder of pretraining. `teachers` (Masked Video Distillation, Wang et al. 2022, arXiv:2212.04500):
+further decoders, which predict features of other models in place of pixels. `vocabulary`: the encoder as a causal Transformer
+over discrete tokens, every tubelet replaced by the nearest of a codebook's, and a linear layer that tells the next one.
+
 How ours differs: the tubelet embedding is a Linear over values in (t, y, x, colour) order instead of a Conv3d, so that only
 visible tubelets are normalised and embedded; same mathematics, other key (see the maps at the end).
 
@@ -18,6 +22,7 @@ from torch import Tensor, nn
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.find import choose
 from tubelet.models import _keys
+from tubelet.models._codebook import Vocabulary
 from tubelet.models._model import Model
 from tubelet.models._tokens import (
     Triple,
@@ -95,7 +100,9 @@ class VideoMAE(Model):
     patch and tubelet are the pixels and frames of one token. `position_grid` is the token grid the position table was made
     for; on another grid the table is interpolated. positions is "1d" or "3d" (see POSITIONS) and first_values "xavier" or
     "mimetic" (see Attention.init_mimetic): the first of each is the paper's, the second learns from fewer clips. The eps of
-    LayerNorm differ between the original (1e-6) and transformers' weights, so they are stored with the model.
+    LayerNorm differ between the original (1e-6) and transformers' weights, so they are stored with the model. vocabulary is
+    the number of discrete tokens (0: none); teachers says how wide the features are that are predicted in place of pixels
+    (0: pixels), by the name of each teacher.
     """
 
     def __init__(
@@ -103,7 +110,7 @@ class VideoMAE(Model):
         decoder_width: int, decoder_depth: int, decoder_heads: int, decoder: bool = True, patch: int = 16, tubelet: int = 2,
         mlp_ratio: float = 4.0, drop_path: float = 0.0, dropout: float = 0.0, eps: float = 1e-6, norm_eps: float = 1e-6,
         decoder_norm_eps: float = 1e-6, position_grid: Sequence[int] | None = None, positions: str = "1d",
-        first_values: str = "xavier",
+        first_values: str = "xavier", vocabulary: int = 0, teachers: Mapping[str, int] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.name, self.spec, self.class_names = name, spec, class_names
@@ -116,7 +123,8 @@ class VideoMAE(Model):
             decoder_heads=decoder_heads, decoder=decoder, patch=patch, tubelet=tubelet, mlp_ratio=mlp_ratio,
             drop_path=drop_path, dropout=dropout, eps=eps, norm_eps=norm_eps, decoder_norm_eps=decoder_norm_eps,
             position_grid=list(self.position_grid), positions=choose(positions, POSITIONS, "positions"),
-            first_values=choose(first_values, ("xavier", "mimetic"), "first_values"),
+            first_values=choose(first_values, ("xavier", "mimetic"), "first_values"), vocabulary=vocabulary,
+            teachers=dict(teachers or {}),
         )  # fmt: skip
 
         values = tubelet * patch * patch * 3
@@ -124,21 +132,29 @@ class VideoMAE(Model):
         rates = drop_path_rates(drop_path, depth)
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, eps, rate) for rate in rates)
         self.decoder: Decoder | None = None
+        self.students = nn.ModuleDict()
+        self.vocabulary: Vocabulary | None = None
         if class_names:
             self.fc_norm = LayerNorm(width, eps=norm_eps)
             self.dropout = Dropout(dropout)
             self.head = nn.Linear(width, len(class_names))
         else:
             self.norm = LayerNorm(width, eps=norm_eps)
-            if decoder:
+            wanted = {"": values} if decoder else {}
+            for teacher, each in {**wanted, **self.options["teachers"]}.items():
                 self._check_divisible("decoder_width", decoder_width, decoder_heads, "decoder_heads")
                 if decoder_depth < 1:
                     raise ConfigError(
                         f"{name}: decoder_depth is {decoder_depth}, a decoder needs at least 1 block (4 is usual)"
                     )
-                self.decoder = Decoder(
-                    width, decoder_width, decoder_depth, decoder_heads, mlp_ratio, values, eps, decoder_norm_eps
-                )
+                made = Decoder(width, decoder_width, decoder_depth, decoder_heads, mlp_ratio, each or values, eps,
+                               decoder_norm_eps)  # fmt: skip
+                if teacher:
+                    self.students[teacher] = made
+                else:
+                    self.decoder = made
+            if vocabulary:
+                self.vocabulary = Vocabulary(vocabulary, values, width)
         self._positions: dict[tuple[Any, ...], Tensor] = {}  # tables already made, by (width, grid, device); never saved
         self.init_weights()
 
@@ -159,8 +175,10 @@ class VideoMAE(Model):
             for module in self.modules():
                 if isinstance(module, Attention):
                     module.init_mimetic()
-        if self.decoder is not None:
-            nn.init.trunc_normal_(self.decoder.mask_token, std=0.02, a=-0.02, b=0.02)
+        for decoder in self.decoders().values():
+            nn.init.trunc_normal_(decoder.mask_token, std=0.02, a=-0.02, b=0.02)
+        if self.vocabulary is not None:
+            self.vocabulary.init_weights()
         if self.class_names:
             nn.init.trunc_normal_(self.head.weight, std=0.02)
             with torch.no_grad():
@@ -168,7 +186,7 @@ class VideoMAE(Model):
 
     def forward(
         self, frames: Tensor, mask: Tensor | None = None, decoder_mask: Tensor | None = None,
-        layers: Sequence[int] = (), attention: bool = False,
+        layers: Sequence[int] = (), attention: bool = False, next_token: bool = False,
     ) -> dict[str, Tensor]:  # fmt: skip
         """Named tensors for a batch of clips.
 
@@ -177,13 +195,21 @@ class VideoMAE(Model):
         decoder_mask  bool (B,N), True = not even reconstructed (VideoMAE V2); only with `mask`
         layers        1-based numbers of blocks whose output is wanted, as "layer_1", ...
         attention     also "attention" (B,heads,V,V) of the last block
+        next_token    the tubelets become discrete tokens of the vocabulary, of which each sees those before it only (in the order
+                      t, y, x), and each but the last tells the one after it
 
         Gives "tokens" (B,V,D) and "embedding" (B,D), their mean; "logits" (B,K) with classes; with mask and decoder also
-        "prediction" (B,M,P) and "predicted" bool (B,N), which tokens it is for.
+        "prediction" (B,M,P) and "predicted" bool (B,N), which tokens it is for; with mask and teachers "prediction_<teacher>"
+        (B,M,width of its features); with next_token "token_ids" int64 (B,N) and "token_logits" (B,N-1,vocabulary).
         """
         b, t, c, h, w = frames.shape
         grid = self.grid_of(t, h, w, c)
         patches = patchify(frames, self.tubelet)  # (B,N,P), still 0..255
+        ids: Tensor | None = None
+        if next_token:
+            assert self.vocabulary is not None and mask is None
+            ids = self.vocabulary.ids(patches)
+            patches = self.vocabulary.pixels(ids)
         positions = self.positions(self.width, grid, frames.device).expand(b, -1, -1)
         visible = None if mask is None else ~mask
         if visible is not None:
@@ -196,7 +222,7 @@ class VideoMAE(Model):
             if attention and number == self.depth:
                 assert isinstance(block, Block)
                 out["attention"] = block.attn.probabilities(block.norm1(x))
-            x = block(x)
+            x = block(x, causal=next_token)
             if number in layers:
                 out[f"layer_{number}"] = x
 
@@ -206,11 +232,20 @@ class VideoMAE(Model):
             return out
         out["tokens"] = self.norm(x)
         out["embedding"] = out["tokens"].mean(dim=1)
-        if self.decoder is not None and mask is not None and visible is not None:
-            out["predicted"] = mask if decoder_mask is None else ~decoder_mask
-            table = self.positions(self.decoder.width, grid, frames.device)
-            out["prediction"] = self.decoder(out["tokens"], table, visible, out["predicted"])
+        if ids is not None and self.vocabulary is not None:
+            out["token_ids"], out["token_logits"] = ids, self.vocabulary.head(out["tokens"][:, :-1])
+        if mask is not None and visible is not None:
+            for key, decoder in self.decoders().items():
+                out["predicted"] = mask if decoder_mask is None else ~decoder_mask
+                table = self.positions(decoder.width, grid, frames.device)
+                out[key] = decoder(out["tokens"], table, visible, out["predicted"])
         return out
+
+    def decoders(self) -> dict[str, Decoder]:
+        """Every decoder by the name of what it gives: "prediction" of pixels, "prediction_<teacher>" of features."""
+        pixels = {} if self.decoder is None else {"prediction": self.decoder}
+        students: dict[str, Decoder] = dict(self.students.items())  # type: ignore[arg-type]
+        return pixels | {f"prediction_{name}": decoder for name, decoder in students.items()}
 
     def positions(self, width: int, grid: Triple, device: torch.device) -> Tensor:
         """The fixed position table (N, width) of a token grid on a device."""

@@ -67,6 +67,7 @@ class MaskedConfig:
     decoder_ratio: float = 0.5
     loss: Literal["mse", "l1", "smooth_l1"] = "mse"
     normalize_target: bool = True
+    SECTION = "masked"
 
     def __post_init__(self) -> None:
         choose(self.mask, masking.KINDS, "mask")
@@ -75,7 +76,9 @@ class MaskedConfig:
         choose(self.loss, DISTANCES, "masked loss")
         for name in ("ratio", "decoder_ratio"):
             if not 0 < getattr(self, name) < 1:
-                raise ConfigError(f"masked.{name} is {getattr(self, name)}: it must lie between 0 and 1, for example 0.9")
+                raise ConfigError(
+                    f"{self.SECTION}.{name} is {getattr(self, name)}: it must lie between 0 and 1, for example 0.9"
+                )
 
 
 Config = MaskedConfig
@@ -88,25 +91,34 @@ def loss(model: Model, batch: Batch, config: MaskedConfig, generator: Generator)
 
 def measure(model: Model, batch: Batch, config: MaskedConfig, generator: Generator) -> dict[str, Tensor]:
     """{"loss": (B,)}, each clip's mean distance over its hidden and reconstructed tokens. The masks come from `generator`."""
-    device = batch.frames.device
-    clips = len(batch.frames)
-    if not hasattr(model, "grid"):
-        raise ConfigError(f"{model.name} has no tokens that could be hidden: pretrain a videomae model")
-    mask = share.draw(lambda rows: masking.make(config.mask, model.grid, config.ratio, rows, generator), clips).to(device)
-    decoder_mask = None
-    if config.decoder_mask:
-        kind, ratio = config.decoder_mask, config.decoder_ratio
-        decoder_mask = share.draw(lambda rows: masking.make(kind, model.grid, ratio, rows, generator), clips).to(device)
+    mask, decoder_mask = masks(model, batch, config, generator)
     out = model(batch.frames, mask=mask, decoder_mask=decoder_mask)
     if "prediction" not in out:
         raise ConfigError(f"{model.name} has no decoder to predict hidden pixels with: pretrain a model without classes")
     predicted = out["predicted"]
     distance = distances(out["prediction"], target(batch.frames, predicted, model.tubelet, config.normalize_target), config)
+    return {"loss": over_hidden(distance, mask, decoder_mask)}
+
+
+def masks(model: Model, batch: Batch, config: MaskedConfig, generator: Generator) -> tuple[Tensor, Tensor | None]:
+    """(bool (B,N) what the encoder does not see, bool (B,N) what is not even predicted or None), drawn for a batch."""
+    device, clips = batch.frames.device, len(batch.frames)
+    if not hasattr(model, "grid"):
+        raise ConfigError(f"{model.name} has no tokens that could be hidden: pretrain a videomae model")
+    mask = share.draw(lambda rows: masking.make(config.mask, model.grid, config.ratio, rows, generator), clips).to(device)
+    if not config.decoder_mask:
+        return mask, None
+    kind, ratio = config.decoder_mask, config.decoder_ratio
+    return mask, share.draw(lambda rows: masking.make(kind, model.grid, ratio, rows, generator), clips).to(device)
+
+
+def over_hidden(distance: Tensor, mask: Tensor, decoder_mask: Tensor | None) -> Tensor:
+    """(B,): the mean over hidden tokens of the distances (B,M) of predicted ones."""
     if decoder_mask is None:
-        return {"loss": distance.mean(dim=1)}
+        return distance.mean(dim=1)
     # The running cell also reconstructs tokens that the encoder saw: they teach nothing and are not counted.
-    hidden = mask[predicted].view_as(distance)
-    return {"loss": (distance * hidden).sum(dim=1) / hidden.sum(dim=1).clamp(min=1)}
+    hidden = mask[~decoder_mask].view_as(distance)
+    return (distance * hidden).sum(dim=1) / hidden.sum(dim=1).clamp(min=1)
 
 
 def target(frames: Tensor, predicted: Tensor, tubelet: Triple, normalize: bool) -> Tensor:

@@ -4,6 +4,6 @@
 with a dotted flag (`--optim.epochs 200`).
 """
 
-from tubelet.recipes._assemble import comparison, fine_tuning, pretraining
+from tubelet.recipes._assemble import aligning, comparison, fine_tuning, pretraining
 
-__all__ = ["comparison", "fine_tuning", "pretraining"]
+__all__ = ["aligning", "comparison", "fine_tuning", "pretraining"]

@@ -7,13 +7,16 @@ from typing import Any
 
 from tubelet import datasets, models
 from tubelet.errors import CheckpointError, ConfigError
-from tubelet.recipes import compare, finetune, pretrain
+from tubelet.models._text import train_merges
+from tubelet.recipes import compare, finetune, pretrain, video_text
 from tubelet.recipes._budget import fitting_stride
 from tubelet.records import Dataset
 from tubelet.train.config import ModelConfig, TrainConfig, from_dict, read_value, to_dict, with_settings
 from tubelet.train.data import absolute
+from tubelet.train.data import load as load_data
 from tubelet.train.device import choose_device
 from tubelet.train.folder import begun
+from tubelet.weights import text as text_of_others
 from tubelet.weights.load import load_model
 
 # Model options that follow from the clip, not from the size of the model: they survive a change of `model.name`.
@@ -55,6 +58,49 @@ def fine_tuning(source: str | None, data: Sequence[str], out: str, settings: Map
         if not source:
             base = finetune.from_random_values(base)
     return _changed(base, paths, out, {"init": init, **settings})
+
+
+def aligning(source: str | None, data: Sequence[str], out: str, settings: Mapping[str, Any]) -> TrainConfig:
+    """The run that `tubelet align SOURCE DATA` stands for; without a source the video tower starts from random first values.
+
+    Where no text tower is given, a tokenizer is learned from the captions of the training videos: it is in the configuration.
+    """
+    paths, out = _where(data, out, settings, "align")
+    init = str(Path(source).resolve()) if source else None
+    if source and not Path(source).exists():
+        raise CheckpointError(f"no model at {source}: name a run folder, a model folder or a checkpoint, or `none`")
+    base = _begun(out)
+    if base is not None:
+        return _changed(base, paths, out, {"init": init, **settings})
+    dataset = datasets.read_many(paths, settings.get("data.format", "auto"))
+    device = choose_device(settings.get("run.device", "auto")).type
+    named = settings.get("model.name")
+    if source:
+        network = load_model(source)
+        model, clip = ModelConfig(network.name, dict(network.options)), network.spec
+    else:
+        twin = _fitted(pretrain.choose(len(dataset.examples), device)(paths, out, dataset), dataset, settings)
+        model, clip = twin.model, twin.clip
+        if named and named != model.name:
+            model = ModelConfig(named, {})
+    if "video" not in models.options_of(model.name):
+        model = video_text.towers(model, device)
+        settings = {key: value for key, value in settings.items() if key != "model.name"}
+    base = video_text.choose(device)(paths, out, dataset, model, clip)
+    config = _changed(base, paths, out, {"init": init, **settings})
+    return config if source and model.name == network.name else _with_text_tower(config)
+
+
+def _with_text_tower(config: TrainConfig) -> TrainConfig:
+    """The run with the text tower of `init_text`, or with a tokenizer of its training captions."""
+    options = config.model.options
+    text = {**models.variants()[config.model.name].VARIANTS[config.model.name]["text"], **options.get("text", {})}
+    if config.init_text:
+        text = text_of_others.read(config.init_text).options
+    elif not text.get("tokenizer"):
+        train, _ = load_data(config.data, needs_labels=False, needs_text=True)
+        text["tokenizer"] = train_merges([example.text or "" for example in train.examples], video_text.VOCABULARY)
+    return replace(config, model=replace(config.model, options={**options, "text": text}))
 
 
 def comparison(

@@ -1,8 +1,11 @@
-"""Masked pretraining on unlabelled video: `tubelet pretrain DATA`."""
+"""Pretraining on unlabelled video: `tubelet pretrain DATA`. It is masked autoencoding unless `--objective` names another one."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from tubelet.loading import LoaderConfig
+from tubelet.objectives.combined import CombinedConfig
+from tubelet.objectives.distill import DistillConfig
 from tubelet.objectives.masked import MaskedConfig
 from tubelet.recipes._budget import epochs_for, fitting_stride
 from tubelet.records import ClipSpec, Dataset
@@ -44,7 +47,7 @@ def laptop(data: Sequence[str], out: str, dataset: Dataset) -> TrainConfig:
         augment=AugmentConfig(scale=(0.5, 1.0), flip=dataset.may_flip),
         loader=LoaderConfig(batch_size=32, repeats=repeats),
         model=ModelConfig("videomae_tiny", SMALL),
-        masked=MaskedConfig(mask="random", ratio=0.75, normalize_target=False),
+        **_hidden(mask="random", ratio=0.75, normalize_target=False),
         optim=OptimConfig(
             base_lr=1.6e-2, min_lr=1e-5, epochs=epochs_for(100_000, len(dataset.examples), repeats, 5, 800), clip_gradient=1.0
         ),
@@ -66,7 +69,7 @@ def gpu_small_data(data: Sequence[str], out: str, dataset: Dataset) -> TrainConf
         augment=AugmentConfig(crop="multi_scale", flip=dataset.may_flip),
         loader=LoaderConfig(batch_size=128, repeats=repeats),
         model=ModelConfig("videomae_small"),
-        masked=MaskedConfig(ratio=0.9),
+        **_hidden(ratio=0.9),
         optim=OptimConfig(
             base_lr=3e-4, epochs=epochs_for(2_000_000, len(dataset.examples), repeats, 50, 3200), clip_gradient=1.0
         ),
@@ -87,6 +90,12 @@ def gpu_large_data(data: Sequence[str], out: str, dataset: Dataset) -> TrainConf
         augment=AugmentConfig(crop="multi_scale", flip=dataset.may_flip),
         loader=LoaderConfig(batch_size=128, repeats=4),
         model=ModelConfig("videomae_base"),
-        masked=MaskedConfig(ratio=0.9),
+        **_hidden(ratio=0.9),
         optim=OptimConfig(base_lr=1.5e-4, epochs=200, accumulate=8),
     )
+
+
+def _hidden(**settings: Any) -> dict[str, Any]:
+    """What is hidden, alike in every objective that masks: they take each other's place by `--objective` alone."""
+    masked = MaskedConfig(**settings)
+    return {"masked": masked, "combined": CombinedConfig(masked=masked), "distill": DistillConfig(**settings)}

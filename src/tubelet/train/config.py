@@ -18,8 +18,11 @@ from tubelet import find
 from tubelet.errors import ConfigError
 from tubelet.loading import LoaderConfig
 from tubelet.objectives.classify import ClassifyConfig
+from tubelet.objectives.combined import CombinedConfig
 from tubelet.objectives.contrastive import ContrastiveConfig
+from tubelet.objectives.distill import DistillConfig
 from tubelet.objectives.masked import MaskedConfig
+from tubelet.objectives.next_token import NextTokenConfig
 from tubelet.records import ClipSpec
 from tubelet.video.augment import AugmentConfig
 
@@ -156,11 +159,13 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A whole run. The section named like the objective holds its settings; `init` is a model to start from."""
+    """A whole run. The section named like the objective holds its settings; `init` is a model to start from, `init_text` a folder
+    with a CLIP or sentence-embedding model (transformers' layout) that the text tower starts from."""
 
     out: str
     objective: str = "masked"
     init: str | None = None
+    init_text: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
     clip: ClipSpec = field(default_factory=ClipSpec)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -169,6 +174,9 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     masked: MaskedConfig = field(default_factory=MaskedConfig)
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    next_token: NextTokenConfig = field(default_factory=NextTokenConfig)
+    combined: CombinedConfig = field(default_factory=CombinedConfig)
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     run: RunConfig = field(default_factory=RunConfig)
 

@@ -20,13 +20,13 @@ from tubelet.train.log import say
 def load(config: DataConfig, needs_labels: bool, needs_text: bool = False) -> tuple[Dataset, Dataset | None]:
     """(train, val) data sets; what is left out and what comes near to being on both sides is said.
 
-    With labels there is always a validation side: `val`, or what `datasets.split` cuts off. Without, everything given is
-    learned from, but for what `val_split` holds out and what `train_split` leaves out; val may be None. Raises DataError, also
-    where captions are needed and an Example has none.
+    With labels or captions there is always a validation side: `val`, or what `datasets.split` cuts off. Without, everything
+    given is learned from, but for what `val_split` holds out and what `train_split` leaves out; val may be None. Raises
+    DataError, also where captions are needed and an Example has none.
     """
     whole = datasets.read_many(config.train, config.format)
     others = datasets.read_many(config.val, config.format) if config.val else None
-    train, val = divide(whole, config, needs_labels, others)
+    train, val = divide(whole, config, needs_labels, others, needs_text)
     for side in (train, val) if needs_text else ():
         check_captions(side.examples if side else ())
     for remark in _remarks([one for one in (whole, others) if one], train, val, needs_labels):
@@ -35,7 +35,7 @@ def load(config: DataConfig, needs_labels: bool, needs_text: bool = False) -> tu
 
 
 def divide(
-    whole: Dataset, config: DataConfig, needs_labels: bool, others: Dataset | None = None
+    whole: Dataset, config: DataConfig, needs_labels: bool, others: Dataset | None = None, needs_text: bool = False
 ) -> tuple[Dataset, Dataset | None]:
     """(train, val) of data that are read already, `others` for validation only. DataError where the two sides share a
     video, or training has fewer than two classes but needs labels."""
@@ -45,7 +45,7 @@ def divide(
         others = datasets.labelled(others, least_classes=1) if needs_labels else _without_labels(others)
         train, val = _only(whole, config.train_split), _only(others, config.val_split)
         train, val = with_seen_labels(train, val, config.unseen_labels)
-    elif needs_labels or config.val_split:
+    elif needs_labels or needs_text or config.val_split:
         train, val = datasets.split(
             whole, config.train_split, config.val_split, config.val_fraction, config.split_seed, config.unseen_labels
         )

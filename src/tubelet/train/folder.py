@@ -64,7 +64,7 @@ def check(folder: Path, config: TrainConfig) -> None:
 
 
 def check_data(folder: Path, environment: dict[str, Any]) -> None:
-    """ConfigError when a run that has begun did so with another list of videos."""
+    """ConfigError when a run that has begun did so with another list of videos, or with another teacher."""
     recorded = _recorded(folder)
     if recorded is None:
         return
@@ -73,6 +73,11 @@ def check_data(folder: Path, environment: dict[str, Any]) -> None:
         raise ConfigError(
             f"the videos changed since this run began ({before['videos']} then, {now['videos']} now, or other names or "
             f"labels): put them back, or choose another --out (with --init {folder} to keep what was learned)"
+        )
+    if recorded.get("objective", {}) != environment["objective"]:
+        raise ConfigError(
+            f"what this run learns from changed since it began: {recorded.get('objective')} then, {environment['objective']} now; "
+            "put it back, or choose another --out"
         )
 
 

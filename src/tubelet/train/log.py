@@ -136,8 +136,10 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def environment(device: torch.device, precision: str, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Versions, hardware, commit and the data's fingerprint: what somebody needs to know to repeat a run."""
+def environment(
+    device: torch.device, precision: str, data: Mapping[str, Any], objective: Mapping[str, Any] = {}
+) -> dict[str, Any]:
+    """Versions, hardware, commit, the data's fingerprint and the objective's facts: what somebody needs to repeat a run."""
     versions = {name: metadata.version(name) for name in ("torch", "numpy", "av", "safetensors")}
     return {
         "tubelet": _version(),
@@ -152,6 +154,7 @@ def environment(device: torch.device, precision: str, data: Mapping[str, Any]) -
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": precision,
         "data": dict(data),
+        "objective": dict(objective),
     }
 
 

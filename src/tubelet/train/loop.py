@@ -33,6 +33,7 @@ from tubelet.train.log import Log, Progress, environment, say
 from tubelet.train.meter import Meter
 from tubelet.weights.load import load_model, transfer
 from tubelet.weights.save import save as save_model
+from tubelet.weights.text import begin as begin_text
 
 SECONDS_BETWEEN_CHECKPOINTS = 180.0
 
@@ -87,10 +88,12 @@ class Run:
         set_up(self.device, config.run.deterministic, config.run.threads)
 
         texts = getattr(self.objective, "NEEDS_TEXT", False)
+        texts = texts(self.settings) if callable(texts) else texts
         self.train_set, self.val_set = data.load(config.data, self.objective.NEEDS_LABELS, texts)
         videos = len(self.train_set.examples)
         facts = {"videos": videos, "fingerprint": data.fingerprint(self.train_set, texts)}
-        self.environment = environment(self.device, self.precision, facts)
+        self.facts = self.objective.facts(self.settings) if hasattr(self.objective, "facts") else {}
+        self.environment = environment(self.device, self.precision, facts, self.facts)
         folder.check_data(self.out, self.environment)
         self.loader = TrainLoader(
             self.train_set, config.clip, config.augment, config.loader, config.run.seed, parallel.rank(), parallel.world(),
@@ -129,6 +132,8 @@ class Run:
     def spread(self) -> None:
         """Put the model on all processes, with its optimiser and moving average, as they were when the run was left."""
         config, saved = self.config, self.saved
+        if saved is None and hasattr(self.objective, "prepare"):
+            self.prepare()
         if config.run.recompute:
             parallel.recompute(self.model)
         self.net = parallel.spread(self.model, config.run.parallel, self.device, config.run.compile)
@@ -138,6 +143,18 @@ class Run:
         if saved is not None:
             checkpoint.restore(saved, self.model, self.optimizer, self.ema)
             self.saved = None  # it is as large as all of them
+
+    def prepare(self) -> None:
+        """What the objective learns from the data before the first step: the first process does it for all, as it would alone."""
+        config = self.config
+        if not parallel.rank():
+            loader = TrainLoader(self.train_set, config.clip, config.augment, config.loader, config.run.seed)
+            clips = loader.batches(0, self.steps * config.optim.accumulate)
+            with closing(clips):
+                self.objective.prepare(self.model, clips, self.settings, generator_for(config.run.seed, "prepare"))
+        learned = parallel.agree({name: buffer.cpu() for name, buffer in self.model.named_buffers()})
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(learned[name])
 
     def learn(self, on_step: OnStep | None) -> None:
         """Every step that is still to do."""
@@ -171,7 +188,7 @@ class Run:
                 last, stopping = self.step == self.steps, any(asked)
                 if self.step % config.log_every == 0 or self.step in self.validate_at or last or stopping:
                     meter.check(self.out, writer.wait)
-                    entry = self.entry() | meter.read()
+                    entry = self.entry() | meter.read() | self.gradient_norms(batches[-1], counts[-1])
                     if self.step in self.validate_at:
                         entry |= self.validate()
                         meter.restart()
@@ -223,6 +240,26 @@ class Run:
         if self.ema:
             optim.update_ema(self.ema, self.model, config.optim.ema, self.step)
         return numbers
+
+    def gradient_norms(self, batch: Batch, counts: Sequence[int]) -> dict[str, float]:
+        """Of an objective that is a sum: for every term "gradient_norm_<name>", the norm of its gradient in the parameters that all
+        terms reach, over the clips of a batch. It costs one more pass forward and back, and leaves no trace in training."""
+        if not hasattr(self.objective, "terms") or not any(counts):
+            return {}
+        squares: dict[str, dict[str, Tensor]] = {}
+        weight = len(batch.ids) / sum(counts)
+        taken = (batch if batch.ids else parallel.blank(self.config.clip)).to(self.device)
+        generator = generator_for(self.config.run.seed, "objective", self.step)
+        with share.of(parallel.rank(), counts):
+            for name, term in self.objective.terms(self.model, taken, self.settings, generator).items():
+                with autocast(self.device, self.precision):
+                    loss = term()
+                (loss * (weight * parallel.world())).backward()
+                squares[name] = parallel.gradient_squares(self.model)
+                self.optimizer.zero_grad()
+        reached = set.intersection(*(set(squares[name]) for name in squares)) if len(squares) > 1 else set()
+        return {f"gradient_norm_{term}": math.sqrt(sum(float(found[name]) for name in reached))
+                for term, found in squares.items() if reached}  # fmt: skip
 
     def lr(self) -> float:
         """The learning rate of the step to come."""
@@ -310,11 +347,13 @@ class Run:
         """The model folder, and the report: rank 0 makes them, the others wait at the end."""
         from tubelet.evaluate.report import write_run_report
 
-        config, masked, val = self.config, self.config.masked, self.val_set.examples if self.val_set else ()
+        config, val = self.config, self.val_set.examples if self.val_set else ()
+        masked = getattr(self.settings, "masked", config.masked)  # of an objective that masks among other things, its own
         started = "pretrained" if config.init else "random initialisation"
         epochs, kept = round(self.steps / self.steps_per_epoch, 3), "moving average" if self.ema else "last"
         trained = {"objective": config.objective, "from": started, "steps": self.steps, "epochs": epochs, "weights": kept,
-                   "videos": len(self.train_set.examples), "seconds": round(self.seconds, 1), "seed": config.run.seed}  # fmt: skip
+                   "videos": len(self.train_set.examples), "seconds": round(self.seconds, 1), "seed": config.run.seed,
+                   **self.facts}  # fmt: skip
         self.model.eval()
         with self.averaged():
             model = parallel.whole_model(self.model)
@@ -335,10 +374,16 @@ def new_model(config: TrainConfig, train_set: Dataset, with_classes: bool, start
     """The model of a run with its first values: random from the seed, then those of `config.init` where `start` asks for them."""
     torch.manual_seed(derive(config.run.seed, "weights"))
     classes = train_set.classes if with_classes else ()
-    model = models.build(config.model.name, config.clip, classes, **config.model.options)
+    objective = find.module("tubelet.objectives", config.objective)
+    wanted = objective.options(getattr(config, config.objective)) if hasattr(objective, "options") else {}
+    options = models.with_needs(config.model.name, config.model.options, wanted)
+    model = models.build(config.model.name, config.clip, classes, **options)
     if config.init and start:
         fresh = transfer(load_model(config.init), model)
         say(f"starting from {config.init}" + (f"; new: {', '.join(fresh)}" if fresh else ""))
+    if config.init_text and start:
+        begin_text(model, config.init_text)
+        say(f"the text tower starts from {config.init_text}")
     return model
 
 

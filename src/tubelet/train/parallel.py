@@ -280,6 +280,17 @@ def part(tensor: Tensor, like: Tensor | None) -> Tensor:
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
+def gradient_squares(model: Model) -> dict[str, Tensor]:
+    """The squared norm of every parameter's gradient, averaged over the processes. All of them must ask."""
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    if world() > 1 and not isinstance(model, FSDPModule):  # which has averaged them already
+        flat = torch.cat([gradient.flatten() for gradient in found.values()])
+        dist.all_reduce(flat)
+        pieces = (flat / world()).split([gradient.numel() for gradient in found.values()])
+        found = dict(zip(found, pieces, strict=True))
+    return {name: whole(gradient.square().sum()) for name, gradient in found.items()}
+
+
 def whole_model(model: Model) -> Model:
     """The model itself where it is not divided, else a copy with whole weights (of use on rank 0). All processes must ask."""
     if not isinstance(model, FSDPModule):

@@ -29,7 +29,8 @@ from tubelet.weights.layouts.videomae import HEADS
 State = dict[str, Tensor]
 
 FAMILIES = {
-    "vivit": "ViT", "timesformer": "ViT", "videomae": "ViT", "i3d": "CNN", "cnn_lstm": "CNN", "two_stream": "CNN", "fusion": "CNN"
+    "frame_vit": "ViT", "vivit": "ViT", "timesformer": "ViT", "videomae": "ViT",
+    "i3d": "CNN", "cnn_lstm": "CNN", "two_stream": "CNN", "fusion": "CNN",
 }  # fmt: skip
 GELUS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "quick_gelu": "quick"}  # as config.json names them
 IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)

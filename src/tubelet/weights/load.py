@@ -92,16 +92,24 @@ def rebuild(description: dict[str, Any], where: str | Path) -> Model:
 
 
 # What may differ between a pretrained encoder and the classifier made from it: (only in the source, only in the target).
-_DROPPED = ("decoder.", "norm.", "fc_norm.", "pooler.", "head.")
-_FRESH = ("fc_norm.", "pooler.", "head.")
+# Of two towers the text's: a classifier of videos reads none.
+_PRETRAINING = ("decoder.", "students.", "vocabulary.")
+_DROPPED = (*_PRETRAINING, *(f"video.{part}" for part in _PRETRAINING), "norm.", "fc_norm.", "pooler.", "head.",
+            "text.", "project_text.", "log_scale", "matching.")  # fmt: skip
+_FRESH = ("students.", "vocabulary.", "video.students.", "video.vocabulary.", "fc_norm.", "pooler.", "head.")
 
 
 def transfer(source: Model, target: Model) -> list[str]:
     """Copy the weights of `source` into `target`, and give back the names that keep their first values (the head's).
 
-    Made for fine-tuning: the pretraining decoder is left behind, fc_norm, pooler and head are new (or carried over when both models
-    tell the same classes). Anything else that differs is a CheckpointError that names it.
+    Made for fine-tuning: the decoders and the vocabulary of pretraining are left behind; fc_norm, pooler and head are new (or
+    carried over when both models tell the same classes), and so are teachers and vocabulary that only the target has. A video
+    model also starts the video tower of a model with two. Anything else that differs is a CheckpointError that names it.
     """
+    tower = getattr(target, "video", None)
+    if isinstance(tower, Model) and source.name == tower.name:
+        kept = {f"video.{key}" for key in transfer(source, tower)}
+        return [key for key in target.state_dict() if key in kept or not key.startswith("video.")]
     if source.name != target.name:
         raise CheckpointError(f"the weights are of {source.name}, the run wants {target.name}: drop --model or set it alike")
     ours, theirs = target.state_dict(), source.state_dict()

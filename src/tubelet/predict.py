@@ -1,0 +1,148 @@
+"""What is in this video? The most probable classes of one file, with the times of the frames that were looked at."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tubelet.errors import CheckpointError, ConfigError
+from tubelet.evaluate.multiview import crops_of, videos, views
+from tubelet.features import fingerprint
+from tubelet.loading import each_view
+from tubelet.models._model import Model
+from tubelet.records import Example, unnamed
+from tubelet.video.decode import probe
+from tubelet.video.guard import run
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer about one video.
+
+    top             (class, probability) pairs, most probable first, at most min(asked, K)
+    seconds         for each clip the times of its frames in the video, in seconds
+    clips, crops    views whose probabilities were averaged
+    seconds_taken   from opening the file to the answer
+    warnings        what the reader should know, such as a video shorter than the clip
+    """
+
+    path: str
+    top: tuple[tuple[str, float], ...]
+    seconds: tuple[tuple[float, ...], ...]
+    clips: int
+    crops: int
+    seconds_taken: float
+    warnings: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: the same fields, `top` as a list of {"class", "probability"}."""
+        return {
+            "path": self.path,
+            "top": [{"class": name, "probability": probability} for name, probability in self.top],
+            "seconds": [list(clip) for clip in self.seconds],
+            "clips": self.clips,
+            "crops": self.crops,
+            "seconds_taken": self.seconds_taken,
+            "warnings": list(self.warnings),
+        }
+
+
+@torch.no_grad()
+def predict(model: Model, path: str | Path, clips: int = 5, crops: int | None = None, top: int = 5) -> Prediction:
+    """The `top` most probable classes of the video file at `path`: probabilities averaged over clips x crops views.
+
+    crops None is 3, or 1 for a model that sees the whole frame squeezed (clip.fit "stretch").
+    Raises CheckpointError for a model without classes, VideoError for a file that cannot be decoded.
+    """
+    _check(model, top)
+    crops = crops_of(model.spec, crops)
+    started = time.perf_counter()
+    model.eval()
+    device = next(model.parameters()).device
+    # One view at a time: memory stays flat, and on one file nothing is won by a batch.
+    chances, seconds = [], []
+    for view in each_view(path, model.spec, clips, crops):
+        chances.append(model(view.frames[None].to(device))["logits"][0].double().softmax(dim=0).cpu())
+        seconds.append(view.seconds)
+    answer = _most_probable(model, torch.stack(chances).mean(dim=0), top, path)
+    times = tuple(tuple(round(float(s), 4) for s in clip) for clip in seconds[::crops])
+    taken = time.perf_counter() - started
+    return Prediction(str(path), answer, times, clips, crops, taken, _warnings(model, path))
+
+
+def predict_table(
+    model: Model,
+    examples: Sequence[Example],
+    clips: int = 5,
+    crops: int | None = None,
+    top: int = 5,
+    batch_size: int = 8,
+    workers: int | None = None,
+    on_missing: Callable[[str, str], None] | None = None,
+) -> "pa.Table":
+    """What `predict` says about the readable Examples, in their order, a row each; on_missing(id, reason) for the others.
+
+    Columns id, path, start_seconds and end_seconds (what was looked at), classes and probabilities (lists, most probable
+    first). The schema's metadata holds the model's name and fingerprint and its ClipSpec. Errors as `predict`.
+    """
+    import pyarrow as pa
+
+    _check(model, top)
+    rows: list[tuple[Any, ...]] = []
+    found = views(model, examples, clips, crops_of(model.spec, crops), batch_size, workers, on_missing)
+    for video in videos(found):
+        assert video.probabilities is not None
+        chances = _most_probable(model, video.probabilities, top, video.example.path)
+        names, values = zip(*chances, strict=True)
+        times = float(video.seconds.min()), float(video.seconds.max())
+        rows.append((video.example.id, video.example.path, *times, names, values))
+    about = {"model": model.name, "fingerprint": fingerprint(model), "clip": json.dumps(model.spec.to_dict())}
+    columns = [
+        ("id", pa.string()),
+        ("path", pa.string()),
+        ("start_seconds", pa.float64()),
+        ("end_seconds", pa.float64()),
+        ("classes", pa.list_(pa.string())),
+        ("probabilities", pa.list_(pa.float64())),
+    ]
+    schema = pa.schema(columns, metadata={f"tubelet.{key}": value for key, value in about.items()})
+    return pa.table([list(column) for column in zip(*rows, strict=True)] or [[] for _ in columns], schema=schema)
+
+
+def _check(model: Model, top: int) -> None:
+    if not model.class_names:
+        raise CheckpointError(
+            f"{model.name} was never taught classes, so it cannot predict any: give a fine-tuned model, or use `tubelet embed`"
+        )
+    if top < 1:
+        raise ConfigError(f"top is {top}: ask for 1 class or more")
+
+
+def _most_probable(model: Model, probabilities: Tensor, top: int, path: str | Path) -> tuple[tuple[str, float], ...]:
+    """(class, probability) pairs of the mean probabilities (K,) of a video."""
+    if not torch.isfinite(probabilities).all():
+        raise CheckpointError(f"the model answers NaN for {path}: its weights are broken; try an earlier checkpoint of the run")
+    values, indices = probabilities.topk(min(top, len(model.class_names)))
+    return tuple((model.class_names[int(i)], float(p)) for p, i in zip(values, indices, strict=True))
+
+
+def _warnings(model: Model, path: str | Path) -> tuple[str, ...]:
+    have, want = (
+        run(str(path), probe, path).frame_count,
+        model.spec.frames if model.spec.sampling == "segments" else model.spec.window_frames,
+    )
+    found = []
+    if list(model.class_names) == unnamed(len(model.class_names)):
+        found.append("nobody told this model the names of its classes: convert it with --classes (tubelet weights convert)")
+    if have < want:
+        how = {"repeat_last": "the last frame was repeated", "loop": "it was looped"}.get(model.spec.short, "")
+        found.append(f"the video has {have} frames, the clip spans {want}: {how}")
+    return tuple(found)
