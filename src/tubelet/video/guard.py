@@ -265,6 +265,7 @@ def _serve(connection: socket.socket) -> None:
     # Nothing of the parent's is kept open (the lock of its run folder, the ends of other workers) or finalised here.
     gc.freeze()
     faulthandler.disable()
+    threading.excepthook = lambda _: None  # of threads that packages start in every copy, and whose files are closed here
     os.closerange(3, connection.fileno())
     os.closerange(connection.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
