@@ -54,6 +54,12 @@ SECTIONS = {
         "Pretraining steps with all that belongs to them: our loader and model, beside transformers' model fed by a DataLoader "
         "around the research recipe. The ratio is of processor time a clip.",
     ),
+    "search": (
+        "Search",
+        "A library of vectors of 512 values, by `tubelet search`: the ten nearest with their metadata, from all vectors and from "
+        "the approximate index. Recall is the share of the true ten nearest. “Clustered” has 100 vectors about each centre, "
+        "“random” has no structure.",
+    ),
     "growth": (
         "Growth",
         "Processor time and peak memory against what makes them grow. The exponent p says y ~ x^p, fitted over the whole "

@@ -31,6 +31,7 @@ BENCHMARKS: dict[str, tuple[str, list[str], list[str]]] = {
     "families": ("families.py", [], ["--quick", "--rounds", "1", "--batch", "1"]),
     "e2e": ("e2e.py", [], ["--quick"]),
     "growth": ("growth.py", [], ["--quick"]),
+    "search": ("search.py", ["--probes", "4", "8", "16"], ["--quick", "--queries", "10"]),
 }
 
 

@@ -1,6 +1,7 @@
 """Features: one vector per video or clip, streamed into a Parquet file that says where they come from."""
 
 import json
+import threading
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,6 +12,8 @@ from tubelet import datasets, features, models
 from tubelet.errors import CheckpointError, ConfigError, DataError, VideoError
 from tubelet.loading import load_views
 from tubelet.records import ClipSpec, Example
+from tubelet.video.stream import Stream, Windows
+from tubelet.video.write import write_video
 
 SPEC = ClipSpec(frames=4, stride_frames=2, size=32)
 
@@ -112,5 +115,54 @@ def test_what_cannot_be_done_is_said(model, examples, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot write"):
         features.write_parquet(tmp_path / "file" / "x.parquet", features.embed(model, examples), model)
-    with pytest.raises(ConfigError, match="must be 'video' or 'clip'"):
+    with pytest.raises(ConfigError, match="must be 'video', 'clip' or 'minute'"):
         list(features.embed(model, examples, "frame"))  # type: ignore[arg-type]
+
+
+def test_minutes_are_pooled_from_unit_vectors_of_windows(model, tmp_path):
+    """Two and a half minutes at one frame a second: windows of 8 frames every 4, the mean of those whose middle is in a minute."""
+    path = tmp_path / "v.mp4"
+    write_video(path, torch.randint(256, (150, 3, 32, 32), dtype=torch.uint8), fps=1)
+    windows = list(Stream(path, SPEC))
+    with torch.no_grad():
+        vectors = torch.cat([model(clip.frames[None])["embedding"] for _, clip in windows]).double().numpy()
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    middles = np.array([(window.start_seconds + window.end_seconds) / 2 for window, _ in windows])
+    found = list(features.embed(model, [Example(str(path), "v")], "minute"))
+    assert [(row.start_seconds, row.end_seconds) for row in found] == [(0, 63), (60, 123), (120, 149)]
+    for minute, row in enumerate(found):
+        mean = vectors[(middles >= 60 * minute) & (middles < 60 * minute + 60)].mean(axis=0)
+        np.testing.assert_allclose(row.vector, mean / np.linalg.norm(mean), atol=1e-5)
+    [(start, end, whole)] = features.pool([0, 4], [8, 12], torch.eye(2))
+    assert (start, end) == (0, 12) and whole.tolist() == pytest.approx([0.5**0.5, 0.5**0.5])
+
+
+def test_windows_of_several_videos_keep_their_order_and_name_what_is_broken(model, examples, tmp_path):
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    broken = Example(str(tmp_path / "broken.mp4"), "broken")
+    by_workers = {}
+    for workers in (1, 3):
+        seen: dict[str, list[int]] = {}
+        ended = {}
+        for event in features.embed_windows(model, [*examples, broken], Windows(step_seconds=0.1), 3, workers):
+            if isinstance(event, features.Finished):
+                ended[event.example.id] = event.problem
+            else:
+                assert event.example.id not in ended and float(event.vector.norm()) == pytest.approx(1, abs=1e-5)
+                seen.setdefault(event.example.id, []).append(event.place)
+                by_workers.setdefault((event.example.id, event.place), []).append(event.vector)
+        assert "broken.mp4" in ended.pop("broken") and set(ended.values()) == {""}
+        assert all(places == list(range(len(places))) for places in seen.values()) and set(seen) == {e.id for e in examples}
+    for ours, theirs in by_workers.values():
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    rest = [
+        event for event in features.embed_windows(model, examples[:1], skip=lambda _: 1) if isinstance(event, features.Embedded)
+    ]
+    assert len(rest) == rest[0].count == len(Stream(examples[0].path, SPEC)) - 1
+
+
+def test_a_reader_of_windows_may_leave(model, examples):
+    events = features.embed_windows(model, list(examples) * 5, Windows(step_seconds=0.05), batch_size=1, workers=2)
+    next(events)
+    events.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "tubelet-windows"]
