@@ -12,7 +12,7 @@ import pytest
 import torch
 
 pytest.importorskip("fastapi", reason="the page needs the extra [serve]")
-pytest.importorskip("httpx", reason="the tests of the page need httpx")
+pytest.importorskip("httpx2", reason="the tests of the page need httpx2")
 
 from starlette.testclient import TestClient
 
