@@ -4,13 +4,14 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-FLAGS = ("out", "config", "model", "epochs", "init", "seed", "print_config", "json")
+FLAGS = ("out", "config", "objective", "model", "epochs", "init", "seed", "print_config", "json")
 
 
 def command(
     *data: Annotated[str, Parameter(allow_leading_hyphen=True)],
     out: str = "",
     config: str = "",
+    objective: str = "",
     model: str = "",
     epochs: float | None = None,
     init: str = "",
@@ -19,8 +20,6 @@ def command(
     json: bool = False,
 ) -> None:
     """Learn from a folder of videos without labels (masked autoencoding); the same command resumes.
-
-    `--objective next_token`, `combined` or `distill` learns in another way, see docs/objectives.md.
 
     Settings that fit the data and the machine are chosen; each can be changed as a dotted flag, for example
     `--optim.base-lr 1e-3 --clip.size 96`. `--print-config` shows all of them.
@@ -33,6 +32,8 @@ def command(
         The run folder. Default: runs/DATA-pretrain.
     config
         A YAML file of settings; flags win over it.
+    objective
+        What is learned: "masked" (default), "distill", "next_token", "contrastive" or "combined".
     model
         A name from `tubelet models`.
     epochs
@@ -50,7 +51,7 @@ def command(
     from tubelet.recipes import pretraining
 
     paths, dotted = _settings.split(data, FLAGS)
-    named = {"model.name": model, "optim.epochs": epochs, "init": init, "run.seed": seed}
+    named = {"objective": objective, "model.name": model, "optim.epochs": epochs, "init": init, "run.seed": seed}
     settings = _settings.merged(config, named, dotted)
     run = pretraining(paths, out, settings)
     _settings.check_read(run.objective, dotted)
