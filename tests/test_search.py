@@ -353,8 +353,16 @@ def test_many_vectors_get_an_approximate_index(index, model, folder, monkeypatch
     assert same >= 0.95 * 200
     shutil.copy(folder / "translate_left" / "long.mp4", folder / "new.mp4")
     index.add(model, datasets.read(folder).examples)
-    assert index._rows().index_stats("vector_idx").num_unindexed_rows == 0, "what is new is put into the index"
+    assert index._rows().index_stats("vector_idx").num_unindexed_rows == 16, "few new rows are looked at one by one"
     assert index.search(video_vector(model, folder / "new.mp4"), 9, "video")[0].score == pytest.approx(1, abs=1e-5)
+    [(_, clip)] = Stream(folder / "new.mp4", SPEC, part=(0, 0.75))
+    with torch.no_grad():
+        found = {hit.path for hit in index.search(model(clip.frames[None])["embedding"][0], 2) if hit.score > 0.9999}
+    assert found == {str(folder / "new.mp4"), str(folder / "translate_left" / "long.mp4")}
+    more = [{**row, "id": f"y{row['id']}", "item": f"y{row['item']}", "path": f"/y{row['path']}"} for row in made[:300]]
+    index._rows().add(search._as_table(more, index.about))
+    index.add(model, datasets.read(folder).examples)
+    assert index._rows().index_stats("vector_idx").num_unindexed_rows == 0, "of many the index is made anew"
 
 
 def test_command_line(model_folder, folder, tmp_path, capsys, monkeypatch):

@@ -389,16 +389,18 @@ class Index:
         return self._database.open_table("windows")
 
     def _tidy(self) -> None:
-        """Join small pieces, bring the approximate index up to date, make it where there is none and rows are many."""
+        """Join small pieces, and make the approximate index, anew when too many rows have come since: until then they are
+        looked at one by one."""
         table = self._rows()
         rows = table.count_rows()
-        names = [one.name for one in table.list_indices()]
-        if rows > EXACT_ROWS:
-            cells = table.index_stats("vector_idx") if "vector_idx" in names else None
-            grown = cells is None or rows > 2 * max(1, cells.num_indexed_rows)
-            if grown:
-                _make_cells(table, rows)
+        many = rows > EXACT_ROWS
+        if many and any(one.name == "vector_idx" for one in table.list_indices()):
+            many = table.index_stats("vector_idx").num_unindexed_rows > min(EXACT_ROWS // 2, rows // 10)
+            if not many:
+                return
         table.optimize(cleanup_older_than=KEPT)
+        if many:  # afterwards: `optimize` joins cells until four are left of a hundred
+            _make_cells(table, rows)
         self._database.open_table("pending").optimize(cleanup_older_than=KEPT)
 
 
