@@ -27,7 +27,9 @@ def one_error(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def test_the_commands_are_these() -> None:
-    known = "compare demo embed evaluate export finetune flow inspect launch models predict prepare pretrain probe weights"
+    known = (
+        "align compare demo embed evaluate export finetune flow inspect launch models predict prepare pretrain probe weights"
+    )
     assert sorted(COMMANDS) == known.split()
 
 
