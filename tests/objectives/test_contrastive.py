@@ -96,7 +96,7 @@ def test_mistakes_are_said() -> None:
     with pytest.raises(ConfigError, match=r"videomae_tiny reads no text.*tubelet align"):
         video = small("videomae_tiny")
         contrastive.loss(video, batch(video, CAPTIONS), ContrastiveConfig(), generator())
-    with pytest.raises(ConfigError, match=r"without its head: set model\.options\.matching"):
+    with pytest.raises(ConfigError, match=r"without its head: add --model\.options\.matching true"):
         contrastive.loss(model, batch(model, CAPTIONS), ContrastiveConfig(matching=1.0), generator())
     with pytest.raises(ConfigError, match=r"contrastive\.matching is -1"):
         ContrastiveConfig(matching=-1)

@@ -45,7 +45,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 CLIPS = {"clip_base_32": frame_vit.CLIP}
 POOLS = ("mean", "temporal", "attention")
-FREEZE = ("", "video", "text", "both")
+FREEZE = ("none", "video", "text", "both")
 LARGEST_SCALE = 100.0  # of the logits, as in CLIP: beyond it training is not stable
 TEXTS = 256  # encoded together
 
@@ -119,7 +119,7 @@ class VideoText(Model):
     pool                  "mean": the tower's own vector, the mean over its tokens unless its family has another; a "temporal"
                           transformer over slots; or "attention" of a learned query
     pool_heads, pool_depth  of the pool, where it has them
-    freeze                the tower that keeps its weights: "", "video", "text" or "both"; pool and projections learn
+    freeze                the tower that keeps its weights: "none", "video", "text" or "both"; pool and projections learn
     temperature           the first value; the logits are inner products divided by it
     matching              with the head for `contrastive.matching`
     """
@@ -127,7 +127,7 @@ class VideoText(Model):
     def __init__(
         self, name: str, spec: ClipSpec, class_names: tuple[str, ...] = (), *, video: str, text: dict[str, Any], width: int,
         video_options: dict[str, Any] | None = None, pool: str = "mean", pool_heads: int = 4, pool_depth: int = 2,
-        freeze: str = "", temperature: float = 0.07, matching: bool = False,
+        freeze: str = "none", temperature: float = 0.07, matching: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.name, self.spec, self.class_names, self.width = name, spec, class_names, width

@@ -100,7 +100,7 @@ def _matching(
     """
     if not model.options["matching"]:
         raise ConfigError(
-            f"contrastive.matching is on, but {model.name} was built without its head: set model.options.matching"
+            f"contrastive.matching is on, but {model.name} was built without its head: add --model.options.matching true"
         )
     count = own.stop - own.start
     chance = share.draw(lambda rows: torch.rand(rows, 2, generator=generator), count).to(video.device)

@@ -90,6 +90,8 @@ def aligning(source: str | None, data: Sequence[str], out: str, settings: Mappin
         settings = {key: value for key, value in settings.items() if key != "model.name"}
     base = video_text.choose(device)(paths, out, dataset, model, clip)
     config = _changed(base, paths, out, {"init": init, **settings})
+    if config.contrastive.matching:
+        config = replace(config, model=replace(config.model, options={**config.model.options, "matching": True}))
     return config if source and model.name == network.name else _with_text_tower(config)
 
 

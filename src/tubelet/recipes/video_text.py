@@ -32,7 +32,8 @@ def towers(video: ModelConfig, device: str) -> ModelConfig:
 def laptop(data: Sequence[str], out: str, dataset: Dataset, model: ModelConfig, clip: ClipSpec) -> TrainConfig:
     """Both towers on two or more CPU cores. Batches of 64 clips, for every other clip of a batch is a negative.
 
-    Command: `tubelet align none DIR`. Cost: about 40,000 clips. Seen: see docs/video-and-text.md.
+    Command: `tubelet align none DIR`. Cost: about 40,000 clips, not measured as it is. Two runs of smaller models, with their
+    settings and what they reached, are in docs/video-and-text.md.
     """
     return TrainConfig(
         out=out,

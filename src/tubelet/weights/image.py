@@ -4,8 +4,8 @@ Files are read as all others (nothing in them is run), brought into timm's names
 family's `from_image`. ViTs: timm's, DeiT's, MAE's, transformers' (ViT, DeiT, ViTMAE). CLIP vision towers: transformers', OpenAI's
 and open_clip's. CNNs: torchvision's and timm's ResNet and GoogLeNet.
 
-CLIP towers have a LayerNorm before their first block and mostly another GELU. ViViT has options for both (norm_pre, gelu), which
-are set. The other families have not, and refuse them: half a CLIP would look like one and answer like none.
+CLIP towers have a LayerNorm before their first block and mostly another GELU. ViViT and FrameViT have options for both (norm_pre,
+gelu), which are set. The other families have not, and refuse them: half a CLIP would look like one and answer like none.
 """
 
 import fnmatch
