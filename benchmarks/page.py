@@ -49,6 +49,11 @@ SECTIONS = {
         "From uint8 clips to logits, and to updated weights (AdamW), in clips per second of processor time on one core; beside "
         "transformers where it has the model, on equal weights.",
     ),
+    "serve": (
+        "The page's server",
+        "Seconds from the first byte sent to the five classes, and what many clients get at once, beside `tubelet predict --engine "
+        "local` on as many videos: videos per second.",
+    ),
     "e2e": (
         "From files to trained weights",
         "Pretraining steps with all that belongs to them: our loader and model, beside transformers' model fed by a DataLoader "

@@ -29,6 +29,7 @@ BENCHMARKS: dict[str, tuple[str, list[str], list[str]]] = {
         ["--steps", "inference", "--sizes", "tiny", "--frames", "8", "--pixels", "112", "--rounds", "2"],
     ),
     "families": ("families.py", [], ["--quick", "--rounds", "1", "--batch", "1"]),
+    "serve": ("serve.py", [], ["--quick"]),
     "e2e": ("e2e.py", [], ["--quick"]),
     "growth": ("growth.py", [], ["--quick"]),
     "search": ("search.py", ["--probes", "10", "20", "40"], ["--quick", "--queries", "10"]),
