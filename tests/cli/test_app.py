@@ -27,9 +27,7 @@ def one_error(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def test_the_commands_are_these() -> None:
-    known = (
-        "align compare demo embed evaluate export finetune flow inspect launch models predict prepare pretrain probe weights"
-    )
+    known = "align classify compare demo embed evaluate export finetune flow inspect launch models predict prepare pretrain probe weights"
     assert sorted(COMMANDS) == known.split()
 
 
