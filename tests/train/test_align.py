@@ -27,7 +27,7 @@ SMALL: dict[str, Any] = {
     key: value for key, value in PRETRAINING.items() if not key.startswith("model.") and key != "loader.repeats"
 } | {
     "clip.stride_frames": 1, "optim.steps": 4, "optim.lr": 1e-3, "optim.warmup": "0", "run.log_every": 1, "run.validations": 1,
-    "model.options.video_options": {**PRETRAINING["model.options"], "decoder": False},
+    **{f"model.options.video_options.{name}": value for name, value in PRETRAINING["model.options"].items()},
     "model.options.text": {"width": 16, "depth": 1, "heads": 2, "context": 24}, "model.options.width": 16,
 }  # fmt: skip
 
@@ -51,6 +51,7 @@ def test_a_run_has_a_tokenizer_of_its_captions_and_says_its_temperature(
 ) -> None:
     made = config()
     assert (made.objective, made.model.name, made.augment.flip) == ("contrastive", "video_text_tiny", False)
+    assert made.model.options["video_options"]["decoder"] is False  # nothing would teach it
     merges = made.model.options["text"]["tokenizer"]
     train_set, val_set = data.load(made.data, needs_labels=False, needs_text=True)
     assert [len(side.examples) for side in (train_set, val_set) if side] == [12, 4]

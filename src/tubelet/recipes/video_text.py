@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tubelet.loading import LoaderConfig
+from tubelet.models import options_of
 from tubelet.recipes._budget import epochs_for
 from tubelet.records import ClipSpec, Dataset
 from tubelet.train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
@@ -22,7 +23,7 @@ def choose(device: str) -> Recipe:
 
 def towers(video: ModelConfig, device: str) -> ModelConfig:
     """A model with this video tower, without a decoder, which nothing here would teach, and a text tower that fits the device."""
-    options: dict[str, Any] = {**video.options, **({"decoder": False} if "decoder" in video.options else {})}
+    options: dict[str, Any] = {**video.options, **({"decoder": False} if "decoder" in options_of(video.name) else {})}
     if device == "cuda":
         return ModelConfig("video_text_small", {"video": video.name, "video_options": options, "pool": "temporal"})
     more = {"text": dict(SMALL_TEXT), "width": 128, "pool": "temporal", "pool_depth": 1}
