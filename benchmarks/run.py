@@ -31,7 +31,7 @@ BENCHMARKS: dict[str, tuple[str, list[str], list[str]]] = {
     "families": ("families.py", [], ["--quick", "--rounds", "1", "--batch", "1"]),
     "e2e": ("e2e.py", [], ["--quick"]),
     "growth": ("growth.py", [], ["--quick"]),
-    "search": ("search.py", ["--probes", "10", "20", "40"], ["--quick", "--queries", "10"]),
+    "search": ("search.py", ["--probes", "40", "160"], ["--quick", "--queries", "10"]),
 }
 
 
