@@ -32,7 +32,7 @@ BENCHMARKS: dict[str, tuple[str, list[str], list[str]]] = {
     "serve": ("serve.py", [], ["--quick"]),
     "e2e": ("e2e.py", [], ["--quick"]),
     "growth": ("growth.py", [], ["--quick"]),
-    "search": ("search.py", ["--probes", "10", "20", "40"], ["--quick", "--queries", "10"]),
+    "search": ("search.py", ["--probes", "40", "160"], ["--quick", "--queries", "10"]),
 }
 
 
