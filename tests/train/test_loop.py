@@ -241,8 +241,8 @@ def test_bf16_keeps_norms_and_residual_in_float32(pretrain_config: Make, monkeyp
     inputs: list[torch.dtype] = []
     forward = _transformer.Block.forward
 
-    def watched(self: _transformer.Block, x: Tensor, first: int = 0) -> Tensor:
-        y = forward(self, x, first)
+    def watched(self: _transformer.Block, x: Tensor, *more: Any, **options: Any) -> Tensor:
+        y = forward(self, x, *more, **options)
         inputs.extend([x.dtype, y.dtype])
         return y
 

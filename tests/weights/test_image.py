@@ -328,7 +328,7 @@ def test_what_does_not_fit_is_one_line_that_names_it(tmp_path: Path) -> None:
         image.begin(saved(video, tmp_path / "video"), "vivit_base", CLIP)
     with pytest.raises(CheckpointError, match="is in no layout of these: timm, huggingface, clip, openai, resnet, googlenet"):
         image.begin(saved({"a": torch.ones(1)}, tmp_path / "other"), "vivit_base", CLIP)
-    with pytest.raises(ConfigError, match="c3d cannot begin from an image model: only vivit, timesformer"):
+    with pytest.raises(ConfigError, match="c3d cannot begin from an image model: only frame_vit, vivit, timesformer"):
         image.begin(tmp_path / "vit", "c3d", CLIP)
     with pytest.raises(ConfigError, match="unknown model 'vivit_bas'"):
         image.begin(tmp_path / "vit", "vivit_bas", CLIP)
