@@ -22,7 +22,7 @@ test: $(INSTALLED)  ## run all tests
 test-browser: $(INSTALLED)  ## try the page in Chromium (Debian's, installed if you are root), and its API against its description
 	@command -v chromium > /dev/null || { [ "$$(id -u)" = 0 ] && apt-get -qq update && apt-get -qq install -y chromium > /dev/null; }
 	$(PIP) install -q -c constraints.txt -e '.[browser]'
-	$(BIN)/python -m pytest -q tests/web/test_page.py tests/web/test_schema.py
+	$(BIN)/python -m pytest -q -m browser tests/web
 
 check: $(INSTALLED)  ## lint, format and type check
 	$(BIN)/ruff check .

@@ -31,7 +31,7 @@ import torch
 
 from tubelet import ClipSpec, models
 from tubelet.web.client import Client
-from tubelet.web.uploads import Refused
+from tubelet.web.refused import Refused
 from tubelet.weights.save import save
 
 

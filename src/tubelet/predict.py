@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,12 +62,12 @@ def predict(
     clips: int = 5,
     crops: int | None = None,
     top: int = 5,
-    forward: Callable[[Tensor], Mapping[str, Tensor]] | None = None,
+    forward: Callable[[Iterable[Tensor]], Iterable[Mapping[str, Tensor]]] | None = None,
 ) -> Prediction:
     """The `top` most probable classes of the video file at `path`: probabilities averaged over clips x crops views.
 
-    crops None is 3, or 1 for a model that sees the whole frame squeezed (clip.fit "stretch"). forward: what is called with each
-    view, uint8 (1,T,C,H,W), in place of the model; for those who share one (see `web/batcher.py`).
+    crops None is 3, or 1 for a model that sees the whole frame squeezed (clip.fit "stretch"). forward: gives the outputs for the
+    views, uint8 (1,T,C,H,W) each, in place of the model one after another; for those who share one (see `web/batcher.py`).
     Raises CheckpointError for a model without classes, VideoError for a file that cannot be decoded.
     """
     _check(model, top)
@@ -75,11 +75,16 @@ def predict(
     started = time.perf_counter()
     model.eval()
     device = next(model.parameters()).device
+    seconds: list[Tensor] = []
+
+    def frames() -> Iterator[Tensor]:
+        for view in each_view(path, model.spec, clips, crops):
+            seconds.append(view.seconds)
+            yield view.frames[None].to(device)
+
     # One view at a time: memory stays flat, and on one file nothing is won by a batch.
-    chances, seconds = [], []
-    for view in each_view(path, model.spec, clips, crops):
-        chances.append((forward or model)(view.frames[None].to(device))["logits"][0].double().softmax(dim=0).cpu())
-        seconds.append(view.seconds)
+    outputs = map(model, frames()) if forward is None else forward(frames())
+    chances = [out["logits"][0].double().softmax(dim=0).cpu() for out in outputs]
     answer = _most_probable(model, torch.stack(chances).mean(dim=0), top, path)
     times = tuple(tuple(round(float(s), 4) for s in clip) for clip in seconds[::crops])
     taken = time.perf_counter() - started

@@ -319,6 +319,10 @@ class Index:
         finally:  # also what was done when Ctrl-C came
             commit()
 
+    def version(self) -> int:
+        """A number that changes with what is in the library."""
+        return int(self._rows().version)
+
     def windows(self) -> tuple[Stored, Tensor]:
         """(the vectors of every window, for `tubelet.classify`; float64 (N,2), the seconds each is from and to)."""
         columns = ["id", "path", "start_seconds", "end_seconds", "vector"]

@@ -64,8 +64,10 @@ def timeline(
     background: str = "",
     batch_size: int = 8,
     on_window: Callable[[int, int], object] | None = None,
+    step: float = STEP,
 ) -> Timeline:
-    """Class probabilities of every `every_seconds` of a video. lengths: of the windows in seconds; () takes the model's clip.
+    """Class probabilities of every `every_seconds` of a video. lengths: of the windows in seconds; () takes the model's clip. step:
+    from one window to the next, relative to its length.
 
     background: the class of windows that hold nothing, or only a part of something. It is left out, and what remains of every
     moment is made to sum to 1: the less a window holds, the less it counts.
@@ -78,7 +80,7 @@ def timeline(
         raise ConfigError(f"every_seconds is {every_seconds:g}: it must be above 0")
     if background:
         choose(background, model.class_names, "class")
-    windows = scales(model, video, lengths, STEP)
+    windows = scales(model, video, lengths, step)
     found = scan(model, video, windows if lengths else windows[:1], batch_size, on_window)
     borders = np.append(np.arange(0, found.duration - 1e-6, every_seconds), found.duration)
     kept = [number for number, name in enumerate(model.class_names) if name != background]

@@ -18,7 +18,7 @@ pytest.importorskip("fastapi", reason="the page needs the extra [serve]")
 from tubelet import models
 from tubelet.records import ClipSpec
 from tubelet.web.client import Client
-from tubelet.web.uploads import Refused
+from tubelet.web.refused import Refused
 from tubelet.weights.save import save
 
 GROWTH = 150e6  # bytes by which the server's memory may differ between the middle and the end
@@ -53,6 +53,8 @@ def drop_all(corpus, tmp_path: Path, count: int) -> None:
                 try:
                     id = client.upload(path)["id"]
                     statuses[200] += bool(client.predict(id, clips=2)["top"])
+                    client.get(f"/api/videos/{id}/strip.png", seconds=",".join(["0"] * 64))
+                    client.timeline(id)
                 except Refused as refused:
                     assert refused.status in (413, 415, 422) and "\n" not in refused.message, (
                         path,

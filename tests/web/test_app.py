@@ -1,6 +1,8 @@
 """The API answers what the library answers, refuses with one line, and tells nobody else's page anything."""
 
+import asyncio
 import hashlib
+import io
 import json
 import os
 import signal
@@ -19,6 +21,10 @@ import torch
 import tubelet
 from tubelet.timeline import timeline
 from tubelet.video.write import write_video
+from tubelet.web.client import Client
+from tubelet.web.desk import Desk
+from tubelet.web.refused import Refused
+from tubelet.web.uploads import Limits, Uploads
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +66,7 @@ def test_pictures_are_pictures(client, video, what):
     id = send(client, video.read_bytes())["id"]
     answer = client.get(f"/api/videos/{id}/{what}")
     assert answer.status_code == 200 and answer.headers["content-type"] == "image/png"
-    with av.open(__import__("io").BytesIO(answer.content)) as picture:
+    with av.open(io.BytesIO(answer.content)) as picture:
         frame = next(picture.decode(video=0))
     assert frame.width > 90 and frame.height >= 32
     if what.startswith("strip"):
@@ -207,11 +213,7 @@ def test_a_full_house_says_when_to_come_again(model_folders, tmp_path, video):
         assert client.get("/healthz").status_code == 200
 
 
-def test_room_is_made_by_the_oldest(tmp_path, model_folders):
-    import asyncio
-
-    from tubelet.web.uploads import Limits, Refused, Uploads
-
+def test_room_is_made_by_the_oldest(tmp_path):
     async def once(data: bytes):
         yield data
 
@@ -219,16 +221,79 @@ def test_room_is_made_by_the_oldest(tmp_path, model_folders):
     for _ in range(3):
         write_video(tmp_path / "a.mp4", torch.randint(256, (4, 3, 64, 64), dtype=torch.uint8), fps=4)
         videos.append((tmp_path / "a.mp4").read_bytes())
-    uploads = Uploads(tmp_path / "uploads", Limits(gigabytes_kept=(len(videos[0]) + len(videos[1]) + len(videos[2]) - 1) / 1e9))
-    ids = []
+    folder = tmp_path / "uploads"
+    uploads, ids = Uploads(folder, Limits(gigabytes_kept=(sum(map(len, videos)) + 20_000) / 1e9)), []
     for place, data in enumerate(videos):
-        ids.append(asyncio.run(uploads.receive(once(data), None)).id)
-        uploads.cached(ids[-1], ("a",), lambda: b"answer")
+        ids.append(uploads.keep(asyncio.run(uploads.receive(once(data), None))).id)
+        assert uploads.cached(ids[-1], ("a",), lambda: b"answer") == uploads.cached(ids[-1], ("a",), lambda: b"another")
         os.utime(uploads.path(ids[-1]), (place, place))
-    with pytest.raises(Refused, match="made room for newer"):
+    uploads.cached(ids[2], ("b",), lambda: bytes(20_000))  # answers count too
+    with pytest.raises(Refused, match="gone to make room for newer ones"):
         uploads.path(ids[0])
-    assert not list((tmp_path / "uploads").glob(f"{ids[0]}*"))
+    assert not list(folder.glob(f"{ids[0]}*"))
     assert uploads.path(ids[1]).exists() and uploads.path(ids[2]).exists()
+    uploads.cached(ids[0], ("c",), lambda: b"late")  # an answer about what has gone is not kept
+    assert not list(folder.glob(f"{ids[0]}*")) and not list(folder.glob("*.part"))
+
+
+def test_a_strip_of_a_tall_picture_is_small(client, tmp_path):
+    """A file of some KB whose picture is large: the server itself never holds it."""
+    write_video(tmp_path / "tall.mp4", torch.zeros(1, 3, 8000, 8, dtype=torch.uint8), fps=1)
+    id = send(client, (tmp_path / "tall.mp4").read_bytes())["id"]
+    answer = client.get(f"/api/videos/{id}/strip.png?seconds={','.join(['0'] * 64)}")
+    with av.open(io.BytesIO(answer.content)) as picture:
+        frame = next(picture.decode(video=0))
+    assert (frame.width, frame.height) == (64, 96)
+
+
+def test_a_question_is_not_a_file(client):
+    for body in (bytes(5_000_000), iter([bytes(1_000_000)] * 5)):
+        answer = client.post("/api/search", content=body)
+        assert answer.status_code == 413 and answer.json() == {"error": "a question has at most 4 MB"}
+        assert answer.headers["x-frame-options"] == "DENY"
+
+
+def test_strange_methods_and_origins_make_no_rows_and_no_tracebacks(client):
+    for method in ("AAA1", "AAA2", "DELETE"):
+        assert client.request(method, "/api/models").status_code == 405
+    assert "AAA" not in client.get("/metrics").text
+    for origin in ("http://[abc", "http://localhost:8765.evil.example", "null"):
+        answer = client.get("/api/models", headers={"origin": origin})
+        assert answer.status_code == 403 and answer.headers["x-frame-options"] == "DENY"
+
+
+def test_messages_do_not_tell_where_files_lie(client, video, tmp_path):
+    id = send(client, video.read_bytes())["id"]
+    for what in ("strip.png?seconds=9999", "strip.png?seconds=nan", "attention.png?model=frames"):
+        answer = client.get(f"/api/videos/{id}/{what}")
+        assert answer.status_code == 422 and str(tmp_path) not in answer.text, answer.text
+    assert client.get(f"/api/videos/{id}/strip.png?seconds=9999").json()["error"].startswith("9999 s was asked for")
+
+
+def test_an_error_of_ours_is_a_line_too(client, monkeypatch, capsys):
+    monkeypatch.setattr(Desk, "ready", property(lambda self: 1 / 0), raising=False)
+    answer = client.get("/readyz")
+    assert answer.status_code == 500 and answer.json() == {"error": "a mistake in the server; its log has the details"}
+    assert answer.headers["x-content-type-options"] == "nosniff" and "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_an_upload_that_does_not_come_keeps_nobody_from_asking(serve, video):
+    address, _ = serve("--places", "2", "--timeout", "4")
+    client = Client(address)
+    id = client.upload(video)["id"]
+    port = int(address.rsplit(":", 1)[1].strip("/"))
+    slow = []
+    for _ in range(2):
+        slow.append(socket.create_connection(("127.0.0.1", port), timeout=30))
+        slow[-1].sendall(b"POST /api/videos HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc")
+    time.sleep(0.5)
+    assert client.predict(id, clips=1, model="frames")["top"]
+    with pytest.raises(Refused, match="try again in a moment"):
+        client.upload(video)
+    assert b" 408 " in slow[0].recv(1000).partition(b"\r\n")[0]
+    assert client.upload(video)["id"] == id
+    for one in slow:
+        one.close()
 
 
 def get(address: str, **headers: str) -> tuple[int, bytes]:
@@ -246,7 +311,10 @@ def test_another_address_than_its_own_wants_a_token(serve):
     assert len(token) >= 32
     assert get(f"{base}api/models")[0] == 401 and get(base)[0] == 401 and get(f"{base}api/models?token=wrong")[0] == 401
     assert get(f"{base}healthz")[0] == 200
-    assert get(f"{base}?{query}")[0] == 200
+    assert get(f"{base}api/models?{query}")[0] == 401  # in the address only of the page
+    with urllib.request.build_opener(urllib.request.HTTPCookieProcessor()).open(f"{base}?{query}", timeout=60) as answer:
+        assert answer.status == 200 and answer.url == base and b"<title>Tubelet</title>" in answer.read()
+    assert Client(address.replace("0.0.0.0", "127.0.0.1")).models()[0]["name"] == "classifier"
     assert get(f"{base}api/models", Authorization=f"Bearer {token}")[0] == 200
     assert get(f"{base}api/models", Cookie=f"tubelet_token={token}")[0] == 200
     process.send_signal(signal.SIGTERM)
@@ -280,6 +348,8 @@ def test_it_finishes_what_it_began_and_forgets_whoever_left(serve, tmp_path):
     while b"tubelet_requests_in_progress 1.0" not in get(f"{address}metrics")[1]:
         assert time.monotonic() < until and asking.poll() is None
     process.send_signal(signal.SIGTERM)
+    status, body = get(f"{address}readyz")
+    assert status == 503 and b"about to end" in body
     assert asking.communicate(timeout=120)[0].strip() == "200"
     assert process.wait(timeout=60) == 0
 
@@ -293,6 +363,8 @@ def test_it_finishes_what_it_began_and_forgets_whoever_left(serve, tmp_path):
         (["MODEL", "--port", "99999"], "port is 99999"),
         (["MODEL", "--batch", "0"], "batch is 0"),
         (["MODEL", "--host", "192.0.2.1"], "cannot listen at 192.0.2.1"),
+        (["MODEL", "--host", ""], "host is empty"),
+        (["MODEL", "--token", "a&b €"], "the token has letters that do not travel"),
     ],
 )
 def test_what_cannot_be_served_is_one_line(flags, why, model_folders, capsys):

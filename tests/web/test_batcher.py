@@ -18,7 +18,7 @@ def test_concurrent_clips_share_batches_and_get_their_own_answers():
     clips = torch.randint(256, (24, 1, 4, 3, 16, 16), dtype=torch.uint8)
     batcher = Batcher(model, most=5, wait_seconds=0.2)
     with ThreadPoolExecutor(12) as pool:
-        answers = list(pool.map(batcher, clips))
+        answers = list(pool.map(lambda clip: batcher.ask(clip).result(), clips))
     batcher.close()
     with torch.no_grad():
         alone = model.eval()(clips[:, 0])
@@ -30,16 +30,16 @@ def test_concurrent_clips_share_batches_and_get_their_own_answers():
 def test_what_cannot_be_answered_goes_to_whoever_asked_and_the_others_go_on():
     batcher = Batcher(models.build("videomae_tiny", SPEC, ("a", "b"), **SIZES), most=1)
     with pytest.raises(Exception, match="frames"):
-        batcher(torch.zeros(1, 3, 3, 16, 16, dtype=torch.uint8))
-    assert batcher(torch.zeros(1, 4, 3, 16, 16, dtype=torch.uint8))["logits"].shape == (1, 2)
+        batcher.ask(torch.zeros(1, 3, 3, 16, 16, dtype=torch.uint8)).result()
+    assert batcher.ask(torch.zeros(1, 4, 3, 16, 16, dtype=torch.uint8)).result()["logits"].shape == (1, 2)
     batcher.close()
 
 
-def test_closing_answers_what_waits():
-    batcher = Batcher(models.build("videomae_tiny", SPEC, ("a", "b"), **SIZES), most=4, wait_seconds=0.05)
-    with ThreadPoolExecutor(8) as pool:
-        asked = [pool.submit(batcher, torch.zeros(1, 4, 3, 16, 16, dtype=torch.uint8)) for _ in range(8)]
-        while batcher._waiting.qsize() + sum(size * n for size, n in batcher.sizes.items()) < 8:
-            pass
-        batcher.close()
-        assert all(future.result(timeout=60)["logits"].shape == (1, 2) for future in asked)
+def test_closing_answers_what_waits_and_what_was_given_up_costs_nothing():
+    batcher = Batcher(models.build("videomae_tiny", SPEC, ("a", "b"), **SIZES), most=4, wait_seconds=0.5)
+    asked = [batcher.ask(torch.zeros(1, 4, 3, 16, 16, dtype=torch.uint8)) for _ in range(10)]
+    for future in asked[8:]:
+        assert future.cancel()
+    batcher.close()
+    assert all(future.result(timeout=60)["logits"].shape == (1, 2) for future in asked[:8])
+    assert sum(size * count for size, count in batcher.sizes.items()) == 8

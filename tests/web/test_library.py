@@ -9,6 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from tubelet import search
+from tubelet.records import Example
 from tubelet.search import Index
 from tubelet.web.desk import Options
 from tubelet.web.library import Library
@@ -94,6 +95,25 @@ def test_tags_become_a_classifier_without_a_decoder(client, indexed, monkeypatch
     for kind in ("surest", "uncertain"):
         assert found[kind] and not tagged & {(one["key"], one["start_seconds"]) for one in found[kind]}
         assert all(one["label"] in found["classes"] and 0.5 <= one["score"] <= 1 for one in found[kind])
+
+
+def test_a_library_that_grows_while_it_is_served_is_played_and_taught(client, indexed, tmp_path):
+    videos, model, uri = indexed
+    assert client.get("/api/library").json()["files"] == 8
+    other = Path(shutil.copy(sorted(videos.glob("*/*.mp4"))[0], tmp_path / "other.mp4"))
+    index = Index.open(uri)
+    index.add(load_model(model), [Example(str(other), "other", label="translate_left")])
+    try:
+        hits = client.post("/api/search", json={"words": "left", "top": 20}).json()["hits"]
+        mine = next(hit for hit in hits if hit["name"].endswith("other.mp4"))
+        assert client.get(f"/api/library/{mine['key']}/file").content == other.read_bytes()
+        tags = [{name: hit[name] for name in ("key", "start_seconds", "end_seconds", "label")} for hit in hits[:6]]
+        assert client.post("/api/heads", json={"tags": tags}).status_code == 200
+        both = client.post("/api/heads", json={"tags": [*tags, tags[0] | {"label": "another"}]})
+        assert both.status_code == 422 and "give each one tag" in both.json()["error"]
+    finally:
+        other.unlink()
+        index.remove(index.gone())
 
 
 @pytest.mark.parametrize(

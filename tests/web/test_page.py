@@ -1,5 +1,6 @@
 """A person in a real browser: what they drop, click and type, and what the page says to them."""
 
+import base64
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ CHROMIUM = (
 if CHROMIUM is None:
     pytest.skip("no Chromium here: `make test-browser` installs it", allow_module_level=True)
 
+pytestmark = pytest.mark.browser
 Page, expect = sync_api.Page, sync_api.expect
 
 
@@ -72,6 +74,30 @@ def test_a_dropped_video_is_answered_by_every_model_with_the_frames(page: Page, 
     page.wait_for_function("e => e.complete && e.naturalWidth > 0", arg=picture.element_handle())
     clip.click()
     assert page.evaluate("document.querySelector('#player').currentTime") == pytest.approx(3.2, abs=0.11)
+
+
+def test_a_file_is_dropped_and_of_two_the_later_wins(page: Page, video: Path):
+    drop = """([name, text]) => {
+        const files = new DataTransfer();
+        files.items.add(new File([Uint8Array.from(atob(text), (c) => c.charCodeAt(0))], name));
+        document.dispatchEvent(new DragEvent("drop", { dataTransfer: files, bubbles: true, cancelable: true }));
+    }"""
+    page.evaluate(drop, ["first.txt", base64.b64encode(b"no video").decode()])
+    page.evaluate(drop, ["second.mp4", base64.b64encode(video.read_bytes()).decode()])
+    expect(page.locator("#upload-state")).to_have_text("second.mp4 is here")
+    expect(page.locator(".answer")).to_have_count(2)
+
+
+def test_a_picture_is_shown_as_one(page: Page, tmp_path: Path):
+    from tubelet.show._sheet import to_png
+
+    path = tmp_path / "one.png"
+    path.write_bytes(to_png(torch.randint(256, (3, 48, 64), dtype=torch.uint8)))
+    page.set_input_files("#file", path)
+    expect(page.locator(".answer")).to_have_count(2)
+    expect(page.locator("#picture")).to_be_visible()
+    expect(page.locator("#player")).to_be_hidden()
+    expect(page.locator("#timeline")).not_to_contain_text("Infinity")
 
 
 def test_sliders_change_the_reconstruction(page: Page, video: Path):

@@ -8,8 +8,8 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
@@ -24,8 +24,9 @@ from tubelet.find import choose
 from tubelet.video.guard import Stopped
 from tubelet.web import work
 from tubelet.web.desk import Desk, Numbers, Options
-from tubelet.web.door import answer_errors, checked
+from tubelet.web.door import Narrow, answer_errors, checked
 from tubelet.web.library import Library
+from tubelet.web.refused import Refused
 from tubelet.web.rows import (
     ClassRow,
     Clips,
@@ -44,7 +45,7 @@ from tubelet.web.rows import (
     VideoRow,
     Which,
 )
-from tubelet.web.uploads import Refused, Uploads
+from tubelet.web.uploads import Uploads, without
 from tubelet.web.work import Served
 
 DEFAULTS = Options()
@@ -80,12 +81,14 @@ def make_app(
             await asyncio.to_thread(served.batcher.close)
 
     problems: dict[int | str, dict[str, Any]] = {
-        status: {"model": Problem} for status in (400, 401, 403, 404, 405, 413, 415, 422, 429, 503, 504)
+        status: {"model": Problem} for status in (400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 499, 500, 503, 504, 507)
     }
     app = FastAPI(
         title="Tubelet", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan, responses=problems,
         description="What is in a video, from where to where, and where else there is something like it.",
     )  # fmt: skip
+    app.state.desk = desk
+    app.add_middleware(Narrow)
     app.middleware("http")(checked(options, numbers))
     answer_errors(app)
 
@@ -105,9 +108,9 @@ def make_app(
 
     @app.get("/readyz")
     async def readyz() -> dict[str, str]:
-        """Whether it takes requests: 503 while it starts and stops."""
+        """Whether it takes new work: 503 when it is about to end."""
         if not desk.ready:
-            raise Refused(503, "starting, or about to stop")
+            raise Refused(503, "about to end", retry_seconds=5)
         return {"status": "ready"}
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
@@ -139,8 +142,12 @@ def make_app(
     async def upload(request: Request) -> VideoRow:
         """Take in a video or a picture: the body is the file itself. The same bytes get the same id."""
         length = request.headers.get("content-length", "")
-        with desk.place():
-            found = await uploads.receive(request.stream(), int(length) if length.isdecimal() else None)
+        async with desk.upload():
+            received = await uploads.receive(request.stream(), int(length) if length.isdecimal() else None)
+        try:
+            found = await desk.work(request, lambda stop: uploads.keep(received, stop))
+        finally:
+            uploads.drop(received)
         return VideoRow(**asdict(found))
 
     @app.get("/api/videos/{id}")
@@ -166,27 +173,29 @@ def make_app(
             )  # fmt: skip
             return row.model_dump_json().encode()
 
-        question = ("prediction", served.name, served.fingerprint, clips, top)
+        question = ("prediction", *served.identity, clips, top)
         return PredictionRow.model_validate_json(await answered(request, id, question, make))
 
     @app.get("/api/videos/{id}/strip.png", **png("the frames at those times, side by side"))
     async def strip(request: Request, id: str, seconds: Times) -> Response:
         path, times = uploads.path(id), times_of(seconds)
-        return picture(await answered(request, id, ("strip", *times), lambda stop: work.strip(path, times)))
+        with nameless(path):
+            return picture(await desk.work(request, lambda stop: work.strip(path, times, stop)))
 
     @app.get("/api/videos/{id}/reconstruction.png", **png("the clip, what was shown of it, and what the model made of that"))
     async def reconstruction(
         request: Request, id: str, model: Which = "", mask: str = "tube",
-        ratio: Annotated[float, Query(ge=0.05, le=0.98)] = 0.9, seed: Annotated[int, Query(ge=0, lt=2**31)] = 0,
+        ratio: Annotated[float, Query(ge=0.05, le=0.98)] = 0.9, seed: Annotated[int, Query(ge=0, lt=100)] = 0,
     ) -> Response:  # fmt: skip
         served, path = named(model, lambda served: served.rebuilds), uploads.path(id)
-        question = ("reconstruction", served.name, served.fingerprint, mask, ratio, seed)
+        ratio = round(20 * ratio) / 20  # few enough to be kept
+        question = ("reconstruction", *served.identity, mask, ratio, seed)
         return picture(await answered(request, id, question, lambda stop: work.rebuilt(served, path, mask, ratio, seed)))
 
     @app.get("/api/videos/{id}/attention.png", **png("the clip, and where the model looks"))
     async def attention(request: Request, id: str, model: Which = "") -> Response:
         served, path = named(model, lambda served: served.attends), uploads.path(id)
-        question = ("attention", served.name, served.fingerprint)
+        question = ("attention", *served.identity)
         return picture(await answered(request, id, question, lambda stop: work.looked_at(served, path)))
 
     @app.get("/api/videos/{id}/timeline")
@@ -201,7 +210,10 @@ def make_app(
         parts: asyncio.Queue[float] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         question, make = timeline_of(model, id, lambda part: loop.call_soon_threadsafe(parts.put_nowait, part))
-        running = asyncio.ensure_future(answered(request, id, question, make))
+        place = desk.place()
+        place.__enter__()  # before anything is answered: a full house is a 429
+        running = asyncio.ensure_future(answered(request, id, question, make, desk.held))
+        running.add_done_callback(lambda done: place.__exit__(None, None, None))
         return StreamingResponse(stream_events(running, parts), media_type="text/event-stream")
 
     def timeline_of(
@@ -211,14 +223,14 @@ def make_app(
         served, path = named(name, lambda served: bool(served.network.class_names)), uploads.path(id)
 
         def make(stop: threading.Event) -> bytes:
-            found = work.over_time(served, path, uploads.get(id).seconds, stop, tell)
+            found = work.over_time(served, path, uploads.get(id), stop, tell)
             row = TimelineRow(
                 model=served.name, classes=list(found.class_names), seconds=found.seconds.tolist(),
                 probabilities=[[round(value, 5) for value in moment] for moment in found.probabilities.tolist()],
             )  # fmt: skip
             return row.model_dump_json().encode()
 
-        return ("timeline", served.name, served.fingerprint), make
+        return ("timeline", *served.identity), make
 
     @app.get("/api/library")
     async def about_library() -> LibraryRow:
@@ -240,7 +252,8 @@ def make_app(
             raise Refused(422, "give either words or the id of an upload as video")
         if question.video:
             path, part = uploads.path(question.video), (question.start_seconds, question.end_seconds)
-            found = await desk.work(request, lambda stop: place.by_video(path, *part, question.top))
+            with nameless(path):
+                found = await desk.work(request, lambda stop: place.by_video(path, *part, question.top))
         else:
             found = await desk.work(request, lambda stop: place.by_words(question.words, question.top))
         return Found(hits=[MomentRow(**asdict(one)) for one in found], seconds=time.perf_counter() - began)
@@ -261,13 +274,27 @@ def make_app(
 
     @app.get("/api/library/{key}/strip.png", **png("the frames at those times, side by side"))
     async def library_strip(request: Request, key: str, seconds: Times) -> Response:
-        path = Path(await asyncio.to_thread(some_library().path, key))
-        return picture(await desk.work(request, lambda stop: work.strip(path, times_of(seconds))))
+        path, times = await asyncio.to_thread(some_library().path, key), times_of(seconds)
+        with nameless(path):
+            return picture(await desk.work(request, lambda stop: work.strip(path, times, stop)))
 
-    async def answered(request: Request, id: str, question: tuple[Any, ...], make: Callable[[threading.Event], bytes]) -> bytes:
-        return await desk.work(request, lambda stop: uploads.cached(id, question, lambda: make(stop)))
+    async def answered(
+        request: Request, id: str, question: tuple[Any, ...], make: Callable[[threading.Event], bytes],
+        at: Callable[..., Awaitable[bytes]] = desk.work,
+    ) -> bytes:  # fmt: skip
+        with nameless(uploads.path(id)):
+            return await at(request, lambda stop: uploads.cached(id, question, lambda: make(stop)))
 
     return app
+
+
+@contextmanager
+def nameless(path: str | Path) -> Iterator[None]:
+    """Takes the place on this machine out of what is said about a file."""
+    try:
+        yield
+    except TubeletError as error:
+        raise type(error)(without(error, path)) from None
 
 
 def times_of(seconds: str) -> list[float]:

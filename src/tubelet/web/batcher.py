@@ -17,7 +17,7 @@ Output = dict[str, Tensor]
 
 
 class Batcher:
-    """A model that many threads may call at once: `batcher(frames)` is `model(frames)` for one clip.
+    """A model that many threads may ask at once.
 
     One thread runs the model, on at most `most` clips at a time; after the first it waits `wait_seconds` for others. `sizes`
     counts the batches by their number of clips.
@@ -31,11 +31,12 @@ class Batcher:
         self._thread = threading.Thread(target=self._work, name="tubelet-batcher", daemon=True)
         self._thread.start()
 
-    def __call__(self, frames: Tensor) -> Output:
-        """The model's named tensors for one clip (1,T,C,H,W) uint8, each (1,...) and on the CPU. Waits until they are there."""
+    def ask(self, frames: Tensor) -> Future[Output]:
+        """For one clip (1,T,C,H,W) uint8 the model's "logits" and "embedding", as far as it gives them, each (1,...) on the CPU. A
+        future that is cancelled in time costs nothing."""
         answer: Future[Output] = Future()
         self._waiting.put((frames, answer))
-        return answer.result()
+        return answer
 
     def close(self) -> None:
         """Answers what waits, then ends."""
@@ -59,7 +60,9 @@ class Batcher:
                     going = False
                     break
                 batch.append(more)
-            self._answer(batch)
+            wanted = [(frames, answer) for frames, answer in batch if answer.set_running_or_notify_cancel()]
+            if wanted:
+                self._answer(wanted)
 
     @torch.no_grad()
     def _answer(self, batch: list[tuple[Tensor, Future[Output]]]) -> None:

@@ -10,21 +10,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlencode
+from urllib.parse import parse_qs, urlencode, urlsplit
 from urllib.request import Request, urlopen
 
 from tubelet.errors import DataError, VideoError
-from tubelet.web.uploads import Refused
+from tubelet.web.refused import Refused
 
 BLOCK = 1 << 20
 
 
 class Client:
-    """Asks the server at `address`. Every answer is the JSON of /openapi.json; Refused has the status and the line of what the
-    server does not do, DataError is raised where there is no server."""
+    """Asks the server at `address`, which is what it printed. Every answer is the JSON of /openapi.json; Refused has the status and
+    the line of what the server does not do, DataError is raised where there is no server."""
 
     def __init__(self, address: str, token: str = "", timeout: float = 300.0) -> None:
-        self.address, self.token, self.timeout = address.rstrip("/"), token, timeout
+        parts = urlsplit(address)
+        self.address = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+        self.token, self.timeout = token or parse_qs(parts.query).get("token", [""])[0], timeout
 
     def models(self) -> list[dict[str, Any]]:
         """The models that answer."""
@@ -35,11 +37,12 @@ class Client:
         """Sends a file; its "id" is what the others want. VideoError where there is no such file."""
         try:
             size = Path(path).stat().st_size
-            with open(path, "rb") as file:
-                headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
-                return dict(json.loads(self._ask("/api/videos", file, headers)))
+            file = open(path, "rb")  # noqa: SIM115 - closed below, where what the network says is told apart
         except OSError as error:
             raise VideoError(f"{path} cannot be read: {error.strerror}") from error
+        with file:
+            headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
+            return dict(json.loads(self._ask("/api/videos", file, headers)))
 
     def predict(self, id: str, model: str = "", clips: int = 5, top: int = 5) -> dict[str, Any]:
         """The most probable classes, and the times of the frames that were looked at."""
@@ -80,5 +83,8 @@ class Client:
             except (ValueError, KeyError):
                 message = str(error)
             raise Refused(error.code, message) from None
-        except URLError as error:
-            raise DataError(f"no server at {self.address}: {error.reason}; start one with `tubelet serve MODEL`") from error
+        except (URLError, OSError) as error:
+            if isinstance(getattr(error, "reason", error), ConnectionResetError | BrokenPipeError):
+                raise DataError(f"{self.address} closed the connection: is the file larger than it takes?") from error
+            why = getattr(error, "reason", error)
+            raise DataError(f"no server at {self.address}: {why}; start one with `tubelet serve MODEL`") from error

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from tubelet import search, storage
 from tubelet.classify import fit
-from tubelet.errors import ConfigError, DataError, printable
+from tubelet.errors import DataError, printable
 from tubelet.features import fingerprint
 from tubelet.models._model import Model
 from tubelet.search import Hit, Index
 from tubelet.train.device import choose_device
-from tubelet.web.uploads import Refused
+from tubelet.web.refused import Refused
 from tubelet.weights.load import load_model
 
 
@@ -48,40 +48,47 @@ class Library:
         fitting = [network for network in networks if fingerprint(network) == about.fingerprint]
         self.network = fitting[0] if fitting else load_model(about.model_path, choose_device(device))
         self.index.check(self.network)
-        self._refresh()
-        # What lies elsewhere is never served, also if a link to it takes the place of a video later.
-        self.roots = {os.path.realpath(os.path.dirname(path)) for path in self.paths.values() if storage.is_plain(path)}
+        self.paths: dict[str, str] = {}  # by key
+        self.keys: dict[str, str] = {}  # and the other way round
+        self.roots: dict[str, str] = {}  # by path: where its folder really was when the path was first seen
+        self.version = -1
+        self.refresh()
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
+        """Looks again at what is in the library, if that has changed."""
+        version = self.index.version()
+        if version == self.version:
+            return
         found = sorted(set(self.index.files().values()))
         self.paths = {hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:32]: path for path in found}
         self.keys = {path: key for key, path in self.paths.items()}
-        plain = [os.path.dirname(path) for path in found if storage.is_plain(path)]
-        self.common = os.path.commonpath(plain) if plain else ""
+        plain = [path for path in found if storage.is_plain(path)]
+        for path in plain:
+            self.roots.setdefault(path, os.path.dirname(os.path.realpath(path)))
+        self.common = os.path.commonpath([os.path.dirname(path) for path in plain]) if plain else ""
+        self.windows, self.version = len(self.index), version
 
     def about(self) -> dict[str, Any]:
         """How much it holds, and whether its model reads words."""
-        try:
-            self.network.embed_text(["a video"])
-            reads = True
-        except ConfigError:
-            reads = False
-        return {"windows": len(self.index), "files": len(self.paths), "reads_words": reads, "model": self.network.name}
+        self.refresh()
+        network = self.network
+        return {"windows": self.windows, "files": len(self.paths), "reads_words": network.reads_text, "model": network.name}
 
     def path(self, key: str) -> str:
         """The file of that key; Refused with 404 where there is none, or it is not where it was indexed."""
         if key not in self.paths:
-            self._refresh()  # it may have grown
+            self.refresh()
         path = self.paths.get(key, "")
         if not path:
             raise Refused(404, "no such file in the library: a key is 32 hexadecimal digits, as a search answers it")
         if not storage.is_plain(path):
             raise Refused(404, "this file lies in a shard or behind an address, and cannot be played from here")
-        if os.path.dirname(os.path.realpath(path)) not in self.roots:
+        real = os.path.realpath(path)
+        if os.path.dirname(real) not in self.roots.values():  # a link to elsewhere has taken its place
             raise Refused(404, "this file is not in the library's folders any more")
-        if not os.path.isfile(path):
+        if not os.path.isfile(real):
             raise Refused(404, "this file has vanished since it was indexed: run `tubelet index` again")
-        return path
+        return real
 
     def by_words(self, words: str, top: int) -> list[Moment]:
         """The moments nearest to a sentence; ConfigError for an empty one, and where the model reads none."""
@@ -95,12 +102,16 @@ class Library:
         """A linear head from (key, start, end, label) of moments found, and what it says of the whole library: the surest moments
         of every class, and those between whose two likeliest classes it hesitates most."""
         begun = time.perf_counter()
+        self.refresh()
         stored, seconds = self.index.windows()
         places = {
             (path, round(start, 3), round(end, 3)): number
             for number, (path, (start, end)) in enumerate(zip(stored.paths, seconds.tolist(), strict=True))
         }
-        named = {(self.paths.get(key, ""), round(start, 3), round(end, 3)): label for key, start, end, label in tags}
+        named: dict[tuple[str, float, float], str] = {}
+        for key, start, end, label in tags:
+            if named.setdefault((self.paths.get(key, ""), round(start, 3), round(end, 3)), label) != label:
+                raise DataError(f"a moment is tagged both {label!r} and otherwise: give each one tag")
         unknown = sum(place not in places for place in named)
         if unknown:
             raise DataError(f"{unknown} of {len(named)} tagged moments are not in the library (any more): search again")
@@ -128,8 +139,7 @@ class Library:
         }  # fmt: skip
 
     def _moments(self, hits: Sequence[Hit]) -> list[Moment]:
-        if any(hit.path not in self.keys for hit in hits):
-            self._refresh()
+        self.refresh()
         return [
             self._moment(hit.path, hit.start_seconds, hit.end_seconds, hit.score, hit.label or "", hit.text or "", hit.gone)
             for hit in hits

@@ -1,20 +1,29 @@
 """One process that serves: opens the models, says where it is, and ends in good order."""
 
 import ipaddress
-import os
+import re
 import secrets
 import shutil
 import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
 
 from tubelet.errors import CheckpointError, ConfigError, MissingExtraError
+from tubelet.loading import cores
 from tubelet.web.uploads import Limits, Uploads
 
-GRACE_SECONDS = 30
+if TYPE_CHECKING:
+    from tubelet.web.desk import Desk
+
+MOST_CONNECTIONS = 1000
+NOTICE_SECONDS = 1.0  # between saying at /readyz that it ends and ending
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,10 @@ class Settings:
         for name in ("megabytes", "seconds", "megapixels"):
             if not getattr(self.limits, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self.limits, name)}: it must be above 0")
+        if not self.host:
+            raise ConfigError("host is empty: 127.0.0.1 is this machine only, 0.0.0.0 every address of it")
+        if not re.fullmatch(r"[A-Za-z0-9._~-]*", self.token):
+            raise ConfigError("the token has letters that do not travel in an address: use A-Z, a-z, 0-9 and . _ ~ -")
         if self.timeout <= 0:
             raise ConfigError(f"timeout is {self.timeout}: it must be above 0")
 
@@ -69,8 +82,8 @@ def run(models: Sequence[tuple[str, str]], settings: Settings, say: Callable[[st
     token = settings.token or ("" if own else secrets.token_urlsafe(24))
     listening = listen(settings.host, settings.port)
     port = listening.getsockname()[1]
-    hosts = ("127.0.0.1", "localhost", "[::1]") if own else ("*",)
-    workers = settings.workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    shown = f"[{settings.host}]" if ":" in settings.host else settings.host
+    hosts = ("127.0.0.1", "localhost", "[::1]", shown) if own else ("*",)
     folder = Path(settings.folder) if settings.folder else Path(tempfile.mkdtemp(prefix="tubelet-"))
     try:
         served = [open_model(path, name, settings.device, settings.batch) for name, path in models]
@@ -79,13 +92,14 @@ def run(models: Sequence[tuple[str, str]], settings: Settings, say: Callable[[st
         except OSError as error:
             raise CheckpointError(f"cannot keep uploads in {folder}: {error.strerror}; name another --folder") from error
         library = Library(settings.library, settings.device, [one.network for one in served]) if settings.library else None
-        app = make_app(served, uploads, Options(hosts, token, workers, settings.places, settings.timeout), library)
-        shown = f"[{settings.host}]" if ":" in settings.host else settings.host
-        server = uvicorn.Server(
-            uvicorn.Config(
-                app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_SECONDS
-            )
-        )
+        options = Options(hosts, token, settings.workers or cores(), settings.places, settings.timeout)
+        app = make_app(served, uploads, options, library)
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, server_header=False, limit_concurrency=MOST_CONNECTIONS,
+            timeout_graceful_shutdown=round(settings.timeout),
+        )  # fmt: skip
+        server = uvicorn.Server(config)
+        server.handle_exit = partial(_ending, app.state.desk, server.handle_exit)  # type: ignore[method-assign]
         print(f"http://{shown}:{port}/" + (f"?token={token}" if token else ""), flush=True)
         say("Ctrl-C ends it")
         # uvicorn raises the signal that ended it once more when it is done: it is how one ends a server, and no mishap.
@@ -99,6 +113,15 @@ def run(models: Sequence[tuple[str, str]], settings: Settings, say: Callable[[st
         listening.close()
         if not settings.folder:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _ending(desk: "Desk", end: Callable[[int, FrameType | None], None], number: int, frame: FrameType | None) -> None:
+    """What a signal does: no new work is taken and /readyz says so; a moment later the server ends. A second signal ends it now."""
+    if desk.ready:
+        desk.ready = False
+        threading.Timer(NOTICE_SECONDS, end, (number, frame)).start()
+    else:
+        end(number, frame)
 
 
 def is_own(host: str) -> bool:

@@ -18,23 +18,16 @@ from tubelet.errors import VideoError
 from tubelet.loading import derive
 from tubelet.video.decode import VideoInfo, probe
 from tubelet.video.guard import run
+from tubelet.web.refused import Refused
 
 _ID = re.compile(r"[0-9a-f]{64}")
 CACHED_BYTES = 8_000_000  # of one answer
 
 
-class Refused(Exception):
-    """A request that is not carried out: an HTTP status, and one line that says why and what to try."""
-
-    def __init__(self, status: int, message: str, retry_seconds: int | None = None) -> None:
-        super().__init__(message)
-        self.status, self.message, self.retry_seconds = status, message, retry_seconds
-
-
 @dataclass(frozen=True)
 class Limits:
-    """What is taken: megabytes of a file, seconds and megapixels of a video, and gigabytes of all uploads together (the oldest
-    go first)."""
+    """What is taken: megabytes of a file, seconds and megapixels of a video, and gigabytes of all that is kept (the oldest uploads
+    go first, with the answers about them)."""
 
     megabytes: float = 500.0
     seconds: float = 3600.0
@@ -56,8 +49,17 @@ class Upload:
     codec: str
 
 
+@dataclass(frozen=True)
+class Received:
+    """A file that is there and was not looked at yet."""
+
+    part: Path
+    id: str
+    bytes: int
+
+
 class Uploads:
-    """The uploads in one folder; several threads may use it."""
+    """The uploads in one folder; several threads may use it. First `receive`, then `keep` or `drop`."""
 
     def __init__(self, folder: str | Path, limits: Limits) -> None:
         self.folder, self.limits = Path(folder), limits
@@ -66,11 +68,8 @@ class Uploads:
             left.unlink()
         self._writing = threading.Lock()
 
-    async def receive(self, chunks: AsyncIterator[bytes], announced: int | None) -> Upload:
-        """Takes a file in; `announced` is the length that the client promised, if it did.
-
-        Refused: 413 too large, 422 empty, too long or too large a picture, 415 nothing that can be read as a video.
-        """
+    async def receive(self, chunks: AsyncIterator[bytes], announced: int | None) -> Received:
+        """Takes a file in; `announced` is the length that the client promised, if it did. Refused: 413 too large, 422 empty."""
         most = int(self.limits.megabytes * 1e6)
         if announced is not None and announced > most:
             raise Refused(413, f"the file has {announced / 1e6:.1f} MB, at most {self.limits.megabytes:g} MB are taken")
@@ -88,19 +87,45 @@ class Uploads:
                     file.write(chunk)
             if not size:
                 raise Refused(422, "the file is empty (0 bytes): choose a video, or a picture")
-            return await _in_thread(self._keep, part, digest.hexdigest(), size)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                part.unlink()
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        return Received(part, digest.hexdigest(), size)
+
+    def keep(self, received: Received, stop: threading.Event | None = None) -> Upload:
+        """Looks at what was received and takes it among the uploads. Refused: 415 nothing that can be read as a video, 422 too long
+        or too large a picture."""
+        part, limits = received.part, self.limits
+        try:
+            info: VideoInfo = run(str(part), probe, str(part), stop=stop)
+        except VideoError as error:
+            raise Refused(415, f"this cannot be read as a video or a picture: {without(error, part)}") from None
+        if info.duration_seconds > limits.seconds:
+            long = f"the video lasts {info.duration_seconds:.0f} s, at most {limits.seconds:g} s are taken"
+            raise Refused(422, f"{long}: cut out the part that matters")
+        if info.width * info.height > limits.megapixels * 1e6:
+            large = f"its pictures are {info.width}x{info.height}, at most {limits.megapixels:g} megapixels are taken"
+            raise Refused(422, f"{large}: make them smaller")
+        upload = Upload(
+            received.id, received.bytes, info.duration_seconds, info.frame_count, info.fps, info.width, info.height, info.codec
+        )
+        with self._writing:
+            os.replace(part, self.folder / upload.id)
+            _write(self._about(upload.id), json.dumps(asdict(upload)).encode())
+            self._make_room(upload.id)
+        return upload
+
+    def drop(self, received: Received) -> None:
+        """Forgets what was received and not kept."""
+        received.part.unlink(missing_ok=True)
 
     def get(self, id: str) -> Upload:
         """Refused with 404 where there is none."""
         try:
             return Upload(**json.loads(self._about(id).read_text()))
         except FileNotFoundError:
-            raise Refused(
-                404, "no such video here: it was never uploaded, or has made room for newer ones; drop it again"
-            ) from None
+            why = "never uploaded, or gone to make room for newer ones"
+            raise Refused(404, f"no such video here: {why}; drop it again") from None
 
     def path(self, id: str) -> Path:
         """The file itself; Refused with 404 where there is none."""
@@ -114,43 +139,27 @@ class Uploads:
         with contextlib.suppress(FileNotFoundError):
             return place.read_bytes()
         answer = make()
-        if len(answer) <= CACHED_BYTES:
-            _write(place, answer)
+        with self._writing:
+            if len(answer) <= CACHED_BYTES and self._about(id).exists():
+                _write(place, answer)
+                self._make_room(id)
         return answer
 
-    def _keep(self, part: Path, id: str, size: int) -> Upload:
-        try:
-            info: VideoInfo = run(str(part), probe, str(part))
-        except VideoError as error:
-            why = str(error).replace(f"{part}: ", "").replace(str(part), "the file")
-            raise Refused(415, f"this cannot be read as a video or a picture: {why}") from None
-        if info.duration_seconds > self.limits.seconds:
-            raise Refused(
-                422,
-                f"the video lasts {info.duration_seconds:.0f} s, at most {self.limits.seconds:g} s are taken: cut out the part",
-            )
-        if info.width * info.height > self.limits.megapixels * 1e6:
-            raise Refused(
-                422,
-                f"its pictures are {info.width}x{info.height}, at most {self.limits.megapixels:g} megapixels: scale it",
-            )
-        upload = Upload(id, size, info.duration_seconds, info.frame_count, info.fps, info.width, info.height, info.codec)
-        with self._writing:
-            os.replace(part, self.folder / id)
-            _write(self._about(id), json.dumps(asdict(upload)).encode())
-            self._make_room(id)
-        return upload
-
     def _make_room(self, newest: str) -> None:
-        """Removes the oldest uploads, and what is known of them, until the rest fits."""
-        files = sorted((f for f in self.folder.iterdir() if _ID.fullmatch(f.name)), key=lambda f: f.stat().st_mtime)
-        held = sum(f.stat().st_size for f in files)
-        for file in files:
-            if held <= self.limits.gigabytes_kept * 1e9 or file.name == newest:
-                continue
-            held -= file.stat().st_size
-            for piece in (self._about(file.name), *self.folder.glob(f"{file.name}.*.answer"), file):
-                piece.unlink(missing_ok=True)
+        """Removes the oldest uploads, and the answers about them, until what is left fits."""
+        pieces: dict[str, list[Path]] = {}
+        held = 0
+        for file in self.folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # a part that was dropped meanwhile
+                held += file.stat().st_size
+                pieces.setdefault(file.name.partition(".")[0], []).append(file)
+        kept = [id for id in pieces if _ID.fullmatch(id) and (self.folder / id).exists() and id != newest]
+        for id in sorted(kept, key=lambda id: (self.folder / id).stat().st_mtime):
+            if held <= self.limits.gigabytes_kept * 1e9:
+                return
+            for file in sorted(pieces[id], key=lambda file: file.suffix != ".json"):  # first what says that it is there
+                held -= file.stat().st_size
+                file.unlink()
 
     def _about(self, id: str) -> Path:
         if not _ID.fullmatch(id):
@@ -158,14 +167,13 @@ class Uploads:
         return self.folder / f"{id}.json"
 
 
+def without(error: Exception, path: str | Path) -> str:
+    """What an error says, without the place on this machine that it speaks of."""
+    return " ".join(str(error).replace(f"{path}: ", "").replace(str(path), "the file").split())
+
+
 def _write(place: Path, data: bytes) -> None:
     """A file that appears whole."""
     waiting = place.with_name(f"{place.name}.{os.urandom(8).hex()}.part")
     waiting.write_bytes(data)
     os.replace(waiting, place)
-
-
-async def _in_thread(function: Callable[..., Upload], *args: Any) -> Upload:
-    import asyncio
-
-    return await asyncio.to_thread(function, *args)

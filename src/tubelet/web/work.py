@@ -4,18 +4,20 @@ T frames, C colours, H height, W width.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from tubelet import masking
+from tubelet import __version__, masking
 from tubelet.errors import ConfigError
 from tubelet.evaluate.sides import run_of
 from tubelet.features import fingerprint
 from tubelet.find import choose
+from tubelet.ground import STEP
 from tubelet.loading import load_views
 from tubelet.models._model import Model
 from tubelet.predict import Prediction, predict
@@ -24,12 +26,13 @@ from tubelet.show._sheet import to_png
 from tubelet.timeline import Timeline, timeline
 from tubelet.train.config import TrainConfig
 from tubelet.train.device import choose_device
-from tubelet.video.decode import decode
+from tubelet.video.decode import decode, probe
 from tubelet.video.guard import Stopped, run
 from tubelet.web.batcher import Batcher, Output
+from tubelet.web.uploads import Upload
 from tubelet.weights.load import load_model
 
-THUMBNAIL = 96  # pixels of its short side
+THUMBNAIL = 96  # pixels high
 MOST_THUMBNAILS = 64  # in one strip
 MOMENTS, LEAST_SECONDS = 240, 0.2  # of a timeline, and of one of them
 
@@ -43,6 +46,13 @@ class Served:
     batcher: Batcher
     fingerprint: str
     normalize_target: bool
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """Everything that its answers depend on, beside the question."""
+        network = self.network
+        about = (network.class_names, network.spec, sorted(network.options.items()), self.normalize_target)
+        return __version__, self.name, self.fingerprint, repr(about)
 
     @property
     def rebuilds(self) -> bool:
@@ -64,36 +74,54 @@ def open_model(path: str | Path, name: str, device: str = "auto", most: int = 8)
 
 
 def top_classes(served: Served, path: Path, clips: int, top: int, stop: threading.Event) -> Prediction:
-    """`predict`, with the model shared by all who ask; Stopped soon after `stop` is set."""
+    """`predict`, with the model shared by all who ask: the views of a video wait together. Stopped soon after `stop` is set."""
 
-    def forward(frames: Tensor) -> Output:
-        if stop.is_set():
-            raise Stopped
-        return served.batcher(frames)
+    def forward(views: Iterable[Tensor]) -> Iterator[Output]:
+        asked: list[Future[Output]] = []
+        try:
+            for view in views:
+                if stop.is_set():
+                    raise Stopped
+                asked.append(served.batcher.ask(view))
+            for answer in asked:
+                if stop.is_set():
+                    raise Stopped
+                yield answer.result()
+        finally:
+            for answer in asked:
+                answer.cancel()
 
     return predict(served.network, path, clips, None, top, forward)
 
 
 def over_time(
-    served: Served, path: Path, seconds: float, stop: threading.Event, tell: Callable[[float], object] = lambda part: None
+    served: Served, path: Path, about: Upload, stop: threading.Event, tell: Callable[[float], object] = lambda part: None
 ) -> Timeline:
-    """Class probabilities over a video that lasts so many seconds, at most MOMENTS of them; tell(part) of the way again and again.
-    Stopped soon after `stop` is set."""
+    """Class probabilities over a video, of at most MOMENTS moments; of a long one not every frame is looked at. tell(part) of the
+    way again and again. Stopped soon after `stop` is set."""
 
     def on_window(done: int, of: int) -> None:
         if stop.is_set():
             raise Stopped
         tell(done / of)
 
-    return timeline(served.network, path, max(LEAST_SECONDS, seconds / MOMENTS), on_window=on_window)
+    window = served.network.spec.window_frames / max(about.fps, 1e-6)
+    every = max(LEAST_SECONDS, about.seconds / MOMENTS)
+    return timeline(served.network, path, every, on_window=on_window, step=max(STEP, every / window))
 
 
-def strip(path: Path, seconds: list[float]) -> bytes:
-    """PNG: the frames shown at those times, side by side."""
+def strip(path: str | Path, seconds: Sequence[float], stop: threading.Event) -> bytes:
+    """PNG: the frames shown at those times, side by side, at most THUMBNAIL high and four times as wide."""
     if not 0 < len(seconds) <= MOST_THUMBNAILS:
         raise ConfigError(f"{len(seconds)} times were asked for: a strip has 1 to {MOST_THUMBNAILS}")
-    clip = run(str(path), decode, str(path), seconds=seconds, short_side=THUMBNAIL)
-    return to_png(torch.cat(list(clip.frames), dim=-1))
+    return run(str(path), _strip, str(path), list(seconds), stop=stop)
+
+
+def _strip(path: str, seconds: list[float]) -> bytes:
+    info = probe(path)
+    scale = min(1.0, THUMBNAIL / info.height, 4 * THUMBNAIL / info.width)
+    size = (max(1, round(info.height * scale)), max(1, round(info.width * scale)))
+    return to_png(torch.cat(list(decode(path, seconds=seconds, size=size).frames), dim=-1))
 
 
 def rebuilt(served: Served, path: Path, kind: str, ratio: float, seed: int) -> bytes:

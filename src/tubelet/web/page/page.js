@@ -1,6 +1,6 @@
 // The page. It asks the same API as everybody (/openapi.json), keeps what it knows in `state`, and draws from that.
 const $ = (id) => document.getElementById(id);
-const state = { models: [], video: null, hits: [], tags: new Map() };
+const state = { models: [], video: null, turn: 0, hits: [], tags: new Map() };
 
 // make("li", {class: "x"}, child, "text"): an element; text is only ever text.
 function make(name, attributes = {}, ...children) {
@@ -14,9 +14,13 @@ function make(name, attributes = {}, ...children) {
   return element;
 }
 
-// The answer of the API, or an Error with its one line.
-async function ask(address, options = {}) {
+// The answer of the API, or an Error with its one line. A full house is asked again when it says.
+async function ask(address, options = {}, patience = 20) {
   const answer = await fetch(address, options);
+  if (answer.status === 429 && patience) {
+    await new Promise((resolve) => setTimeout(resolve, 1000 * (Number(answer.headers.get("Retry-After")) || 1)));
+    return ask(address, options, patience - 1);
+  }
   const value = await answer.json().catch(() => ({}));
   if (!answer.ok) throw new Error(value.error || `the server answered ${answer.status}`);
   return value;
@@ -54,30 +58,40 @@ function send(file, progress) {
 }
 
 async function take(file) {
-  const place = $("upload-state");
+  const place = $("upload-state"), bar = $("sent"), turn = ++state.turn; // of two files the later one wins
   say(place, `sending ${file.name} ...`);
+  bar.hidden = false;
   try {
-    const video = await send(file, (part) => say(place, `sending ${file.name}: ${Math.round(100 * part)} %`));
+    const video = await send(file, (part) => { if (turn === state.turn) bar.value = part; });
+    if (turn !== state.turn) return;
     state.video = video;
     say(place, `${file.name} is here`);
-    show(URL.createObjectURL(file));
+    show(file);
   } catch (error) {
-    say(place, `${file.name}: ${error.message}`, true);
+    if (turn === state.turn) say(place, `${file.name}: ${error.message}`, true);
   }
+  if (turn === state.turn) bar.hidden = true;
 }
 
-function show(address) {
-  const { video } = state, player = $("player");
-  player.src = address;
-  player.hidden = false;
+function show(file) {
+  const { video } = state, player = $("player"), picture = $("picture");
+  URL.revokeObjectURL(show.address);
+  show.address = URL.createObjectURL(file);
+  const still = file.type.startsWith("image/");
+  picture.hidden = !still;
+  player.hidden = still;
+  if (still) picture.src = show.address;
+  else player.src = show.address;
   $("about").textContent = `${video.seconds.toFixed(1)} s, ${video.frames} frames, ${video.width}x${video.height}, ${video.codec}`;
   $("like-this").disabled = !state.library;
+  $("like-moment").disabled = !state.library || still;
   predict();
   timeline();
   rebuild();
   attend();
 }
 
+const classifiers = () => state.models.filter((model) => model.classes.length);
 const shown = (video) => state.video === video; // not another one meanwhile
 
 function seek(player, seconds) {
@@ -87,7 +101,7 @@ function seek(player, seconds) {
 
 async function predict() {
   const { video } = state;
-  const asked = state.models.filter((model) => model.classes.length);
+  const asked = classifiers();
   if (!asked.length) return $("answers").replaceChildren(empty("No model here was taught classes."));
   $("answers").replaceChildren(...asked.map((model) => loading(`${model.name} is looking ...`)));
   await Promise.all(asked.map(async (model, place) => {
@@ -123,19 +137,25 @@ function answer(video, model, found) {
 let events = null;
 function timeline() {
   const { video } = state, place = $("timeline");
-  const model = state.models.find((one) => one.classes.length);
+  const model = chosen("timeline-model");
   events?.close();
   if (!model) return place.replaceChildren(empty("No model here was taught classes."));
+  if (!video) return;
   const bar = make("progress", { max: 1, value: 0, "aria-label": "part of the video that was looked at" });
   place.replaceChildren(make("p", { class: "quiet" }, `${model.name} is watching ...`), bar);
   events = new EventSource(`/api/videos/${video.id}/timeline/events?${query({ model: model.name })}`);
   events.addEventListener("progress", (e) => { bar.value = JSON.parse(e.data).part; });
   events.addEventListener("done", (e) => { events.close(); draw(place, video, JSON.parse(e.data)); });
   events.addEventListener("problem", (e) => { events.close(); place.replaceChildren(failed(new Error(JSON.parse(e.data).error))); });
-  events.onerror = () => { events.close(); place.replaceChildren(failed(new Error("the server cannot be reached, or has too much to do"))); };
+  events.onerror = () => {
+    events.close();
+    const again = make("button", { type: "button", onclick: timeline }, "Try again");
+    place.replaceChildren(failed(new Error("the server cannot be reached, or has too much to do")), again);
+  };
 }
 
 function draw(place, video, found) {
+  if (!found.probabilities.length) return place.replaceChildren(empty("A picture has no length."));
   const most = found.classes.map((name, k) => ({ name, values: found.probabilities.map((row) => row[k]) }))
     .map((row) => ({ ...row, peak: Math.max(...row.values) })).sort((a, b) => b.peak - a.peak).slice(0, 6);
   const end = Math.max(video.seconds, found.seconds.at(-1) || 0) || 1;
@@ -148,8 +168,9 @@ function draw(place, video, found) {
       "aria-valuemin": 0, "aria-valuemax": end.toFixed(1), "aria-valuenow": 0,
       onclick: (e) => seek($("player"), at(e.clientX, svg.getBoundingClientRect())),
       onkeydown: (e) => {
-        const player = $("player"), step = { ArrowLeft: -end / 40, ArrowRight: end / 40 }[e.key];
-        if (step) { e.preventDefault(); player.currentTime = Math.min(end, Math.max(0, player.currentTime + step)); }
+        const player = $("player"), now = player.currentTime;
+        const to = { ArrowLeft: now - end / 40, ArrowRight: now + end / 40, PageDown: now - end / 8, PageUp: now + end / 8, Home: 0, End: end }[e.key];
+        if (to !== undefined) { e.preventDefault(); player.currentTime = Math.min(end, Math.max(0, to)); }
         if (e.key === "Enter") player.play();
       },
     }, make("path", { d: `M0,30${points.join("")}V30Z` }), make("line", { class: "now", x1: 0, x2: 0, y1: 0, y2: 30 }));
@@ -165,6 +186,7 @@ function follow() {
     line.setAttribute("x1", x);
     line.setAttribute("x2", x);
     line.parentNode.setAttribute("aria-valuenow", $("player").currentTime.toFixed(1));
+    line.parentNode.setAttribute("aria-valuetext", clock($("player").currentTime));
   }
 }
 
@@ -172,17 +194,17 @@ function follow() {
 
 // A picture of the API in its place, or the line that says why there is none.
 async function put(place, address, text) {
-  const { video } = state;
-  place.dataset.wanted = address;
+  place.asking?.abort(); // what was asked for before is wanted no more
+  const asking = place.asking = new AbortController();
   place.replaceChildren(loading("drawing ..."));
-  const current = () => shown(video) && place.dataset.wanted === address;
   try {
-    const answer = await fetch(address);
+    const answer = await fetch(address, { signal: asking.signal });
     if (!answer.ok) throw new Error((await answer.json()).error);
-    const source = URL.createObjectURL(await answer.blob());
-    if (current()) place.replaceChildren(make("div", { class: "wide-picture", tabindex: 0, role: "group", "aria-label": text }, make("img", { src: source, alt: text })));
+    URL.revokeObjectURL(place.picture);
+    place.picture = URL.createObjectURL(await answer.blob());
+    place.replaceChildren(make("div", { class: "wide-picture", tabindex: 0, role: "group", "aria-label": text }, make("img", { src: place.picture, alt: text })));
   } catch (error) {
-    if (current()) place.replaceChildren(failed(error));
+    if (!asking.signal.aborted) place.replaceChildren(failed(error));
   }
 }
 
@@ -196,7 +218,7 @@ function rebuild() {
 }
 
 function attend() {
-  const model = state.models.find((one) => one.attends);
+  const model = chosen("looks-model");
   if (!model) return $("attended").replaceChildren(empty("No model here says where it looks."));
   if (state.video) put($("attended"), `/api/videos/${state.video.id}/attention.png?${query({ model: model.name })}`, `The clip, and where ${model.name} looks`);
 }
@@ -204,16 +226,17 @@ function attend() {
 // ---- the library ---------------------------------------------------------------------------------------------------
 
 async function search(question) {
-  const place = $("search-state");
+  const place = $("search-state"), turn = search.turn = (search.turn || 0) + 1;
   say(place, "searching ...");
   $("hits").replaceChildren();
   try {
     const found = await post("/api/search", question);
+    if (turn !== search.turn) return;
     state.hits = found.hits;
     say(place, found.hits.length ? `${found.hits.length} moments, in ${found.seconds.toFixed(2)} s` : "nothing found: try other words");
     $("hits").replaceChildren(...found.hits.map((hit) => moment(hit, true)));
   } catch (error) {
-    say(place, error.message, true);
+    if (turn === search.turn) say(place, error.message, true);
   }
 }
 
@@ -240,8 +263,8 @@ function moment(hit, taggable, told = false) {
     make("img", { loading: "lazy", alt: `${hit.name}, ${words}`, src: `/api/library/${hit.key}/strip.png?${query({ seconds: times.map((t) => t.toFixed(3)).join(",") })}` }),
     make("strong", {}, hit.name), " ", make("span", {}, `${words}; ${remark}`)));
   if (taggable) {
-    const id = `${hit.key}@${hit.start_seconds}`, box = make("input", { type: "text", "aria-label": `Tag of ${hit.name}, ${words}`, placeholder: "tag", value: state.tags.get(id)?.label ?? "" });
-    box.addEventListener("change", () => {
+    const id = `${hit.key}@${hit.start_seconds}-${hit.end_seconds}`, box = make("input", { type: "text", "aria-label": `Tag of ${hit.name}, ${words}`, placeholder: "tag", value: state.tags.get(id)?.label ?? "" });
+    box.addEventListener("input", () => {
       const label = box.value.trim();
       label ? state.tags.set(id, { key: hit.key, start_seconds: hit.start_seconds, end_seconds: hit.end_seconds, label }) : state.tags.delete(id);
       tagged();
@@ -262,11 +285,20 @@ async function teach() {
   say($("tag-state"), "learning ...");
   try {
     const found = await post("/api/heads", { tags: [...state.tags.values()] });
-    say($("tag-state"), `learned ${found.classes.join(", ")} from ${state.tags.size} moments in ${found.seconds.toFixed(2)} s; below the surest of the library, and what it knows least`);
-    $("taught").replaceChildren(...found.surest.map((hit) => moment(hit, false, true)), ...found.uncertain.map((hit) => moment(hit, true, true)));
+    say($("tag-state"), `learned ${found.classes.join(", ")} from ${state.tags.size} moments in ${found.seconds.toFixed(2)} s`);
+    $("taught").replaceChildren(
+      make("h4", {}, "The surest of the library"), make("ol", { class: "hits" }, ...found.surest.map((hit) => moment(hit, false, true))),
+      make("h4", {}, "What it knows least: tag these next"), make("ol", { class: "hits" }, ...found.uncertain.map((hit) => moment(hit, true, true))));
   } catch (error) {
     say($("tag-state"), error.message, true);
   }
+}
+
+// The model that a <select> names, which is shown where there is a choice.
+const chosen = (id) => state.models.find((model) => model.name === $(id).value);
+function choices(id, models) {
+  $(id).replaceChildren(...models.map((model) => make("option", { value: model.name }, model.name)));
+  $(id).parentNode.hidden = models.length < 2;
 }
 
 // ---- the beginning -------------------------------------------------------------------------------------------------
@@ -297,6 +329,15 @@ function listen() {
     search({ words: $("words").value });
   });
   $("like-this").addEventListener("click", () => search({ video: state.video.id }));
+  $("like-moment").addEventListener("click", () => {
+    const now = $("player").currentTime;
+    search({ video: state.video.id, start_seconds: Math.max(0, now - 1), end_seconds: now + 1 });
+  });
+  for (const [player, place] of [["player", "upload-state"], ["moment", "search-state"]]) {
+    $(player).addEventListener("error", () => say($(place), "this browser cannot play this file; the answers are about it all the same", true));
+  }
+  $("timeline-model").addEventListener("change", timeline);
+  $("looks-model").addEventListener("change", attend);
   $("teach").addEventListener("click", teach);
   $("forget").addEventListener("click", () => { state.tags.clear(); $("taught").replaceChildren(); tagged(); });
 }
@@ -309,13 +350,16 @@ async function begin() {
     state.library = library.windows > 0;
     $("mask").replaceChildren(...masks.map((name) => make("option", { value: name }, name.replaceAll("_", " "))));
     $("serving").textContent = models.map((m) => `${m.name} (${m.variant}${m.classes.length ? `, ${m.classes.length} classes` : ""})`).join(" · ");
-    $("library").hidden = !state.library;
-    if (!state.library) document.querySelector('nav a[href="#library"]').remove();
-    else say($("search-state"), `${library.windows} moments of ${library.files} files`);
-    $("words").disabled = !library.reads_words;
-    if (!library.reads_words) $("words").placeholder = "the library's model reads no words: search by a video";
+    choices("timeline-model", classifiers());
+    choices("looks-model", models.filter((model) => model.attends));
+    say($("search-state"), state.library ? `${library.windows} moments of ${library.files} files`
+      : "No library here: make one with `tubelet index DIR --model MODEL --out library` and serve it with `--library library`.");
+    const wordless = state.library && !library.reads_words;
+    $("words").disabled = $("find").disabled = !library.reads_words;
+    if (wordless) $("words").placeholder = "the library's model reads no words: search by a video";
     rebuild();
     attend();
+    timeline();
   } catch (error) {
     say($("serving"), error.message, true);
   }
