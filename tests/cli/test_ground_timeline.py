@@ -81,6 +81,17 @@ def test_answers_are_scored(place, capsys):
     assert main(["ground", "score", f"{place}/answers.jsonl", f"{place}/charades_sta_test.txt", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["R1@0.7"], found["questions"], found["answered"]) == (0.5, 2, 1)
+    (folder := place / "ego").mkdir()
+    (folder / "subset_answers.json").write_text('{"u1": 3, "u2": 0}')
+    (folder / "mine.json").write_text('{"u1": 3}')
+    assert main(["ground", "score", f"{folder}/mine.json", str(folder)]) == 0
+    assert [line.split() for line in capsys.readouterr().out.splitlines()[2:4]] == [
+        ["accuracy", "50.00%"],
+        ["chance", "20.00%"],
+    ]
+    (folder / "dense.json").write_text('{"results": {"A": [{"timestamp": [1, 5]}]}}')
+    assert main(["ground", "score", f"{folder}/dense.json", f"{place}/charades_sta_test.txt", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["recall@0.9"] == 0.5
 
 
 def test_timeline_prints_and_writes(place, capsys):

@@ -40,9 +40,11 @@ def command(
         The video file; or the word "fit", "evaluate" or "score".
     question
         What to look for. For "fit" and "evaluate" the table or annotations; for "score" the answers, a JSON object a line with
-        qid and pred_relevant_windows, a list of [start, end, score].
+        qid and pred_relevant_windows, a list of [start, end, score]; moments proposed for dense captions in a .json file,
+        {"results": {VIDEO: [{"timestamp": [start, end]}]}}; or of five-way questions the choices, {QUESTION: 0 to 4}.
     annotations
-        For "score": ActivityNet-Captions, TACoS, Charades-STA, QVHighlights or DiDeMo as they come.
+        For "score": ActivityNet-Captions, TACoS, Charades-STA, QVHighlights or DiDeMo as they come; EgoSchema or NExT-QA
+        for five-way questions.
     model
         Run folder, model folder or checkpoint.
     query_video
@@ -209,14 +211,19 @@ def _table(rows: dict[str, dict[str, float]]) -> None:
 def _score(answers: str, annotations: str, json: bool) -> int:
     from tubelet import datasets
     from tubelet.errors import ConfigError
-    from tubelet.evaluate.grounding import score_file
+    from tubelet.evaluate.grounding import score_choices, score_file, score_proposals
 
     if not answers or not annotations:
         raise ConfigError("give both: tubelet ground score ANSWERS.jsonl ANNOTATIONS")
-    found = score_file(answers, datasets.queries(annotations))
+    if datasets.holds_questions(annotations):
+        found = score_choices(answers, datasets.questions(annotations))
+    elif Path(answers).suffix.lower() == ".json":
+        found = score_proposals(answers, datasets.queries(annotations))
+    else:
+        found = score_file(answers, datasets.queries(annotations))
     if json:
         emit_json(found)
         return 0
-    counts = ("questions", "answered")
+    counts = ("questions", "videos", "answered")
     table([{"metric": name, "value": f"{value:g}" if name in counts else f"{value:.2%}"} for name, value in found.items()])
     return 0
