@@ -105,6 +105,11 @@ def test_what_cannot_be_asked_is_one_line(video):
         ground(Colours(), video, "  ")
     with pytest.raises(ConfigError, match="top is 0: ask for 1 answer or more"):
         ground(Colours(), video, "red", top=0)
+    for overlap in (7, -1, float("nan")):
+        with pytest.raises(ConfigError, match=f"overlap is {overlap:g}: an intersection over union lies between 0 and 1"):
+            ground(Colours(), video, "red", overlap=overlap)
+    with pytest.raises(ConfigError, match="windows of inf s at a step of inf: both must be numbers above 0"):
+        ground(Colours(), video, "red", lengths=(1, float("inf")))
     with pytest.raises(ConfigError, match="windows of 0 s"):
         ground(Colours(), video, "red", lengths=(0,))
     assert len(ground(Colours(), video, "red", lengths=(60,))) == 1  # longer than the video: all of it
@@ -207,8 +212,81 @@ def test_features_are_stored_once_and_not_taken_from_another_model(taught, tmp_p
     assert again[paths[0]].duration == stored[paths[0]].duration
     other = Colours()
     torch.nn.init.zeros_(other.scale)
-    assert ground_head._read(folder / "features.parquet", other, 0.25, 0.125) == {}
-    assert ground_head._read(folder / "features.parquet", model, 0.5, 0.125) == {}
+    assert ground_head._read(folder / "features.parquet", other, 0.25, 0.125) == ({}, {})
+    assert ground_head._read(folder / "features.parquet", model, 0.5, 0.125) == ({}, {})
+
+
+def test_features_of_odd_windows_are_found_again_and_those_of_a_changed_file_are_not(tmp_path, monkeypatch):
+    """Of a window that no short decimal says; of two films of which one is written anew."""
+    path, window = tmp_path / "features.parquet", 64 / 30
+    films = [film(tmp_path / f"{number}.mp4", [("red", 3)]) for number in range(2)]
+    looked, scan_ = [], ground_head.scan
+    monkeypatch.setattr(
+        ground_head, "scan", lambda model, video, *more, **named: looked.append(video) or scan_(model, video, *more, **named)
+    )
+
+    def store():
+        looked.clear()
+        return ground_head.store(Colours(), [str(one) for one in films], window, window / 4, path)
+
+    store()
+    first = store()
+    assert looked == []
+    film(films[1], [("green", 2), ("red", 2)])
+    again = store()
+    assert looked == [str(films[1])] and again[looked[0]].duration == pytest.approx(4)
+    assert torch.equal(again[str(films[0])].vectors, first[str(films[0])].vectors)
+
+
+def test_an_interrupted_pass_over_the_videos_loses_nothing(tmp_path, monkeypatch):
+    films = [str(film(tmp_path / f"{number}.mp4", [("red", 1)])) for number in range(2)]
+
+    def stop(done):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ground_head.store(Colours(), films, 0.5, 0.25, tmp_path / "features.parquet", stop)
+    assert list(ground_head._read(tmp_path / "features.parquet", Colours(), 0.5, 0.25)[0]) == films[:1]
+
+
+def test_a_question_has_the_same_scores_beside_a_longer_one():
+    head = ground_head.GroundHead(HeadConfig(1, 1, cells=5, width=8, depth=2, heads=2), 3, ("a", "b"), text=4).eval()
+    features, sentences = torch.randn(2, 5, 3), torch.randn(2, 4)
+    both = head(features, head.tokens(["b", "a b a a b"]), sentences)
+    alone = head(features[:1], head.tokens(["b"]), sentences[:1])
+    assert torch.allclose(both[0], alone[0], atol=1e-5)
+    assert not torch.allclose(
+        head(features[:1], head.tokens(["b zebra"]), sentences[:1]), alone, atol=1e-3
+    )  # unknown, but there
+
+
+def test_a_head_and_a_model_are_asked_the_same_questions(taught):
+    """Rows of one video with the same words are one question with several answers, to which ten answers count."""
+    _, model, examples, stored, head, _ = taught
+    one = examples[-1]
+    rows = [one, Example(one.path, "again", None, one.text, 0, 0.5), Example("gone.mp4", "x", None, "red", 0, 1)]
+    asked = judge(model, rows, lengths=(1,))["model"]
+    assert ground_head.judge(head, model, rows, stored)["questions"] == 1 == asked["questions"]
+    assert ground_head.prior(examples, rows, stored)["questions"] == 1
+    found = ground_head.answer(head, model, stored[one.path], one.text, top=10)
+    last = (found[-1].start_seconds, found[-1].end_seconds)
+    assert len(found) == 10
+    only = ground_head.judge(head, model, [Example(one.path, "x", None, one.text, *last)], stored)
+    assert only["mAP"] == pytest.approx(0.1, abs=0.05) and only["mAP"] > 0
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"steps": 0}, "steps is 0: it must be 1 or more"),
+        ({"cells": 0}, "cells is 0: it must be 1 or more"),
+        ({"window": float("inf")}, "window is inf: it must be a number above 0"),
+        ({"step": 0}, "step is 0: it must be a number above 0"),
+    ],
+)
+def test_a_head_that_cannot_be_is_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        HeadConfig(**{"window": 1, "step": 1, **values})
 
 
 def test_a_saved_head_answers_the_same_and_knows_its_model(taught, tmp_path):
@@ -246,7 +324,7 @@ def test_every_value_of_the_head_is_set_and_the_map_is_its_formula():
     scores = head.eval()(torch.randn(2, 5, 3), head.tokens(["a b", "zebra"]))
     assert scores.shape == (2, 15) and head.spans(10.0).shape == (15, 2)
     assert head.spans(10.0)[1].tolist() == [0.0, 4.0] and head.spans(10.0)[-1].tolist() == [8.0, 10.0]
-    assert head.tokens(["a b", "zebra"]).tolist() == [[1, 2], [0, 0]]
+    assert head.tokens(["a b", "zebra"]).tolist() == [[1, 2], [0, -1]]
 
 
 def test_cells_are_interpolated_in_time():
@@ -260,4 +338,6 @@ def test_rows_without_times_teach_nothing(taught):
         ground_head.fit(model, [Example("a", "a", text="x")], stored, HeadConfig(1, 1))
     with pytest.raises(DataError, match="none of 1 videos could be read"):
         ground_head.store(model, ["nowhere.mp4"], 1, 1, "features.parquet")
+    with pytest.raises(DataError, match="none of the videos of 1 rows to learn from could be read"):
+        ground_head.fit(model, [Example("gone.mp4", "a", None, "x", 0, 1)], stored, HeadConfig(1, 1))
     json.dumps(vars(HeadConfig(1, 1)))

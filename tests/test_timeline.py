@@ -117,7 +117,7 @@ def test_what_cannot_be_written_or_asked_is_one_line(seen, tmp_path):
         write(seen, tmp_path / "file" / "t.csv")
     with pytest.raises(CheckpointError, match="colours was never taught classes, so there is no timeline"):
         timeline(Colours(), seen.path)
-    with pytest.raises(ConfigError, match="every_seconds is 0: it must be above 0"):
+    with pytest.raises(ConfigError, match="every_seconds is 0: it must be a number above 0"):
         timeline(Colours(COLOURS), seen.path, 0)
     with pytest.raises(ConfigError, match="threshold is 0: it must be above 0 and at most 1"):
         segments(seen, 0)

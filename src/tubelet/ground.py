@@ -10,6 +10,7 @@ W windows, D embedding width, K classes.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
@@ -30,6 +31,7 @@ from tubelet.video.stream import Stream, Windows
 
 SCALES = (1.0, 2.0, 4.0)  # lengths of windows, relative to what a clip of the model spans
 STEP = 0.25  # from one window to the next, relative to its length
+TOP = 10  # answers to a question of which a model or a head is judged
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,9 @@ def scales(model: Model, video: str | Path, lengths: Sequence[float] = (), step:
         info = run(str(video), probe, video)
         clip = model.spec.window_frames / max(info.fps, 1e-6)
         lengths = [scale * clip for scale in SCALES if scale * clip <= info.duration_seconds] or [clip]
-    if min(lengths) <= 0 or step <= 0:
-        raise ConfigError(f"windows of {min(lengths):g} s at a step of {step:g}: both must be above 0")
+    for length in lengths:
+        if not 0 < length < math.inf or not 0 < step < math.inf:
+            raise ConfigError(f"windows of {length:g} s at a step of {length * step:g}: both must be numbers above 0")
     return [Windows(window_seconds=length, step_seconds=length * step) for length in lengths]
 
 
@@ -137,13 +140,20 @@ def ground(
     name one of its classes (see `class_of`). lengths: of windows in seconds, see `scales`. Of two answers with an IoU above
     `overlap` the better one is kept. ConfigError where the model cannot read words, VideoError where a video cannot be read.
     """
-    if top < 1:
-        raise ConfigError(f"top is {top}: ask for 1 answer or more")
+    check_answers(top, overlap)
     if isinstance(question, str) and not question.strip():
         raise ConfigError("the question is empty: say what to look for")
     score = scorer(model, question)
     found = scan(model, video, scales(model, video, lengths), batch_size, on_window)
     return best(found.seconds, score(found), top, overlap)
+
+
+def check_answers(top: int, overlap: float) -> None:
+    """ConfigError for a number of answers, or an overlap between them, that cannot be."""
+    if top < 1:
+        raise ConfigError(f"top is {top}: ask for 1 answer or more")
+    if not 0 <= overlap <= 1:
+        raise ConfigError(f"overlap is {overlap:g}: an intersection over union lies between 0 and 1, 0.5 is usual")
 
 
 def scorer(model: Model, question: "str | Path | Tensor") -> Callable[[Scan], Tensor]:
@@ -201,6 +211,27 @@ def suppress(spans: np.ndarray, scores: np.ndarray, overlap: float = 0.5) -> lis
     return kept
 
 
+def timed(examples: Sequence[Example]) -> list[Example]:
+    """Those with a text, a start and an end; DataError where none has."""
+    found = [one for one in examples if one.text and one.start_seconds is not None and one.end_seconds is not None]
+    if not found:
+        raise DataError(f"none of {len(examples)} rows has a text, a start and an end: wanted columns path, text, start, end")
+    return found
+
+
+def questions(examples: Sequence[Example]) -> dict[tuple[str, str], list[Example]]:
+    """{(path, text): rows}: rows of one video with the same text are one question with several true spans. DataError as `timed`."""
+    found: dict[tuple[str, str], list[Example]] = {}
+    for one in timed(examples):
+        found.setdefault((one.path, one.text or ""), []).append(one)
+    return found
+
+
+def truths(rows: Sequence[Example]) -> list[tuple[float, float]]:
+    """The true spans of a question, in seconds."""
+    return [(one.start_seconds or 0.0, one.end_seconds or 0.0) for one in rows]
+
+
 def judge(
     model: Model,
     examples: Sequence[Example],
@@ -214,16 +245,13 @@ def judge(
     Every video is scanned once. Rows of one video with the same text are one question with several true spans. "chance" is what a
     window drawn at random from the same windows gets on average: R1 and mIoU.
     """
-    timed = [one for one in examples if one.text and one.start_seconds is not None and one.end_seconds is not None]
-    if not timed:
-        raise DataError(f"none of {len(examples)} rows has a text, a start and an end: wanted columns path, text, start, end")
+    check_answers(TOP, overlap)
     asked: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for one in timed:
-        spans = asked.setdefault(one.path, {}).setdefault(one.text or "", [])
-        spans.append((one.start_seconds or 0.0, one.end_seconds or 0.0))
+    for (path, text), rows in questions(examples).items():
+        asked.setdefault(path, {})[text] = truths(rows)
     scorers = {text: scorer(model, text) for texts in asked.values() for text in texts}
     answers: list[list[tuple[float, float]]] = []
-    truths: list[list[tuple[float, float]]] = []
+    wanted: list[list[tuple[float, float]]] = []
     drawn: list[np.ndarray] = []
     for number, (video, texts) in enumerate(asked.items(), 1):
         try:
@@ -233,9 +261,9 @@ def judge(
                 on_missing(video, str(error))
             continue
         for text, spans in texts.items():
-            found = best(seen.seconds, scorers[text](seen), 10, overlap)
+            found = best(seen.seconds, scorers[text](seen), TOP, overlap)
             answers.append([(span.start_seconds, span.end_seconds) for span in found])
-            truths.append(spans)
+            wanted.append(spans)
             drawn.append(iou(seen.seconds.numpy(), spans).max(axis=1))
         if on_video is not None:
             on_video(number)
@@ -243,7 +271,7 @@ def judge(
         raise DataError(f"none of {len(asked)} videos could be read: the paths are relative to the table")
     chance = {f"R1@{at:g}": float(np.mean([(row >= at).mean() for row in drawn])) for at in RECALL_AT}
     chance["mIoU"] = float(np.mean([row.mean() for row in drawn]))
-    return {"model": evaluate(answers, truths), "chance": chance}
+    return {"model": evaluate(answers, wanted), "chance": chance}
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ import json
 import math
 import os
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,19 +29,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tubelet import storage
 from tubelet.errors import CheckpointError, ConfigError, DataError, VideoError
 from tubelet.evaluate.grounding import evaluate
 from tubelet.features import Feature, fingerprint, write_parquet
-from tubelet.ground import Span, scan, suppress
+from tubelet.ground import TOP, Span, check_answers, questions, scan, suppress, timed, truths
 from tubelet.loading import generator_for
 from tubelet.models._model import Model
 from tubelet.models._tokens import sine_cosine_positions
-from tubelet.models._transformer import Block, Dropout, LayerNorm
+from tubelet.models._transformer import BiasedBlock, Dropout, LayerNorm
 from tubelet.records import Example
 from tubelet.video.stream import Windows
 
-FORMAT = "tubelet-ground-1"
+FORMAT = "tubelet-ground-2"
 SHARPNESS = 6  # of the target: a span of IoU 0.8 weighs 17 times one of 0.5, and one that misses nothing
+UNKNOWN = 0  # number of a word that training never had
+PADDING = -1  # stands behind the last word of a question that is shorter than the longest
+STORE_SECONDS = 60.0  # between two writings of the features while videos are read
 LIKELY = 256  # spans among which the expected IoU is computed
 
 
@@ -60,6 +65,16 @@ class HeadConfig:
     lr: float = 2e-3
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("window", "step", "lr"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise ConfigError(f"{name} is {value:g}: it must be a number above 0")
+        for name in ("cells", "width", "depth", "heads", "steps", "batch_size"):
+            value = getattr(self, name)
+            if value < 1:
+                raise ConfigError(f"{name} is {value}: it must be 1 or more")
+
 
 class GroundHead(nn.Module):
     """Scores of all spans of a video for a question."""
@@ -70,14 +85,14 @@ class GroundHead(nn.Module):
     def __init__(self, config: HeadConfig, features: int, words: Sequence[str], text: int = 0) -> None:
         super().__init__()
         self.config, self.words, self.text = config, tuple(words), text
-        self.number = {word: place + 1 for place, word in enumerate(words)}  # 0: a word that was never seen, or none
+        self.number = {word: place for place, word in enumerate(words, UNKNOWN + 1)}
         self.norm = LayerNorm(features, eps=1e-6)
         self.drop = Dropout(config.dropout)
         self.embed = nn.Linear(features, config.width)
         self.word = nn.Embedding(len(words) + 1, config.width)
         self.sentence = nn.Linear(text, config.width) if text else None
         self.kind = nn.Parameter(torch.empty(2, config.width))
-        self.blocks = nn.ModuleList(Block(config.width, config.heads, 4.0, 1e-6) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(BiasedBlock(config.width, config.heads, 4.0, 1e-6) for _ in range(config.depth))
         self.last = LayerNorm(config.width, eps=1e-6)
         self.ends = nn.Linear(config.width, 2 * config.width)
         self.scores = nn.Linear(config.width, 3)  # beginning, end, inside
@@ -99,21 +114,24 @@ class GroundHead(nn.Module):
                 nn.init.constant_(parameter, float("norm" in name or name.startswith("last.")) * float(name.endswith("weight")))
 
     def tokens(self, questions: Sequence[str]) -> Tensor:
-        """int64 (B,L): the number of every word, 0 behind the end of a shorter question."""
-        rows = [[self.number.get(word, 0) for word in split(question)] for question in questions]
+        """int64 (B,L): the number of every word, PADDING behind the end of a shorter question."""
+        rows = [[self.number.get(word, UNKNOWN) for word in split(question)] for question in questions]
         longest = max(map(len, rows))
-        return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+        return torch.tensor([row + [PADDING] * (longest - len(row)) for row in rows])
 
     def forward(self, features: Tensor, words: Tensor, sentences: Tensor | None = None) -> Tensor:
-        """features (B,N,D), words int64 (B,L), sentences (B,text) of the model's text tower -> (B,M)."""
+        """features (B,N,D), words int64 (B,L) of `tokens`, sentences (B,text) of the model's text tower -> (B,M)."""
         width = self.config.width
         x = self.embed(self.drop(self.norm(features))) + sine_cosine_positions(features.shape[1], width).to(features.device)
-        read = self.word(words) + sine_cosine_positions(words.shape[1], width).to(words.device)
+        seen = F.pad(words != PADDING, (features.shape[1], 0), value=True)  # (B,N+L)
+        read = self.word(words.clamp(min=UNKNOWN)) + sine_cosine_positions(words.shape[1], width).to(words.device)
         if self.sentence is not None and sentences is not None:
             read = torch.cat([read, self.sentence(sentences)[:, None]], dim=1)
+            seen = F.pad(seen, (0, 1), value=True)
+        bias = torch.zeros(seen.shape, device=features.device).masked_fill(~seen, -math.inf)[:, None, None]  # (B,A,query,key)
         x = torch.cat([self.drop(x) + self.kind[0], read + self.kind[1]], dim=1)
         for block in self.blocks:
-            x = block(x)
+            x = block(x, bias)
         x = self.last(x[:, : features.shape[1]])  # (B,N,H)
         begin, end, inside = self.scores(x).unbind(-1)  # (B,N) each
         u, v = self.ends(x).chunk(2, dim=-1)
@@ -165,37 +183,58 @@ def store(
 ) -> dict[str, Stored]:
     """Features of sliding windows of every video, by its path; those in the Parquet file at `path` are taken from there.
 
-    A file of another model or other windows is written anew. Rows: id (the video's duration), path, start and end seconds, vector.
+    A file of another model or other windows is written anew, and a video that changed since (size, time) is read again. The file is
+    written on the way too, so that an interrupted call loses a minute at most. Rows: id (window, step, duration, state of the
+    video's file), path, start and end seconds, vector. DataError where no video can be read.
     """
-    kept = _read(Path(path), model, window, step)
+    kept, states = _read(Path(path), model, window, step)
     found: dict[str, Stored] = {}
-    for number, video in enumerate(dict.fromkeys(videos), 1):
-        if video not in kept:
-            try:
-                seen = scan(model, video, [Windows(window_seconds=window, step_seconds=step)], batch_size=32)
-            except VideoError as error:
-                if on_missing is not None:
-                    on_missing(video, str(error))
-                continue
-            kept[video] = Stored(seen.seconds, seen.embeddings, seen.duration)
-        found[video] = kept[video]
-        if on_video is not None:
-            on_video(number)
+    unwritten, written_at = False, time.monotonic()
+
+    def keep() -> None:
+        rows = (
+            Feature(f"{window!r} {step!r} {one.duration!r} {states[video]}", video, float(start), float(end), vector)
+            for video, one in kept.items()
+            for (start, end), vector in zip(one.seconds, one.vectors, strict=True)
+        )
+        write_parquet(path, rows, model, per="clip")
+
+    try:
+        for number, video in enumerate(dict.fromkeys(videos), 1):
+            if video not in kept:
+                try:
+                    state = _state(video)
+                    seen = scan(model, video, [Windows(window_seconds=window, step_seconds=step)], batch_size=32)
+                except (VideoError, OSError) as error:
+                    if on_missing is not None:
+                        on_missing(video, getattr(error, "strerror", None) or str(error))
+                    continue
+                kept[video], states[video] = Stored(seen.seconds, seen.embeddings, seen.duration), state
+                unwritten = True
+            found[video] = kept[video]
+            if unwritten and time.monotonic() - written_at > STORE_SECONDS:
+                keep()
+                unwritten, written_at = False, time.monotonic()
+            if on_video is not None:
+                on_video(number)
+    finally:  # also what was done when Ctrl-C came
+        if unwritten:
+            keep()
     if not found:
         raise DataError(f"none of {len(set(videos))} videos could be read, so there is nothing to learn from")
-    rows = (
-        Feature(f"{window:g} {step:g} {one.duration!r}", video, float(start), float(end), vector)
-        for video, one in kept.items()
-        for (start, end), vector in zip(one.seconds, one.vectors, strict=True)
-    )
-    write_parquet(path, rows, model, per="clip")
     return found
 
 
-def _read(path: Path, model: Model, window: float, step: float) -> dict[str, Stored]:
-    """What is stored already of the same model and windows."""
+def _state(video: str) -> str:
+    """Changes when the file does. OSError where there is none."""
+    size, version = storage.stat(video)
+    return f"{size} {version}"
+
+
+def _read(path: Path, model: Model, window: float, step: float) -> tuple[dict[str, Stored], dict[str, str]]:
+    """What is stored already of the same model and windows, of videos that are as they were; and the state of their files."""
     if not path.is_file():
-        return {}
+        return {}, {}
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -205,19 +244,20 @@ def _read(path: Path, model: Model, window: float, step: float) -> dict[str, Sto
         raise CheckpointError(f"{path} is not a file of features: {error}; delete it, and it is made again") from error
     about = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     if about.get("tubelet.fingerprint") != fingerprint(model):
-        return {}
+        return {}, {}
     columns = table.to_pydict()
     vectors = torch.from_numpy(table["vector"].combine_chunks().flatten().to_numpy().copy()).view(-1, model.width)
     seconds = torch.tensor([columns["start_seconds"], columns["end_seconds"]], dtype=torch.float64).T
     places: dict[str, list[int]] = {}
     for place, video in enumerate(columns["path"]):
         places.setdefault(video, []).append(place)
-    found = {}
+    found, states = {}, {}
     for video, rows in places.items():
-        kept_window, kept_step, duration = map(float, columns["id"][rows[0]].split())
-        if (kept_window, kept_step) == (round(window, 6), round(step, 6)) and Path(video).is_file():
-            found[video] = Stored(seconds[rows], vectors[rows], duration)
-    return found
+        kept_window, kept_step, duration, state = (*columns["id"][rows[0]].split(" ", 3), "", "", "", "")[:4]
+        with contextlib.suppress(OSError):
+            if (kept_window, kept_step) == (repr(window), repr(step)) and state == _state(video):
+                found[video], states[video] = Stored(seconds[rows], vectors[rows], float(duration)), state
+    return found, states
 
 
 def fit(
@@ -228,7 +268,11 @@ def fit(
     on_step: Callable[[int, float], object] | None = None,
 ) -> GroundHead:
     """A head taught by the Examples that have a text, start and end, whose videos are in `stored`. DataError where none has."""
-    usable = _usable(examples, stored)
+    usable = [one for one in timed(examples) if one.path in stored]
+    if not usable:
+        raise DataError(
+            f"none of the videos of {len(examples)} rows to learn from could be read: there is nothing to learn from"
+        )
     words = sorted({word for example in usable for word in split(example.text or "")})
     sentences = _sentences(model, [example.text or "" for example in usable])
     head = GroundHead(config, model.width, words, 0 if sentences is None else sentences.shape[1])
@@ -273,8 +317,7 @@ def answer(head: GroundHead, model: Model, stored: Stored, question: str, top: i
     """The `top` spans for a question, best first: the score is the IoU with the true span that the head expects."""
     if not question.strip():
         raise ConfigError("the question is empty: say what to look for")
-    if top < 1:
-        raise ConfigError(f"top is {top}: ask for 1 answer or more")
+    check_answers(top, overlap)
     head.eval()
     scores = head(stored.cells(head.config.cells)[None], head.tokens([question]), _sentences(model, [question]))[0]
     chances, likely = scores.double().softmax(dim=0).topk(min(LIKELY, len(scores)))
@@ -285,26 +328,27 @@ def answer(head: GroundHead, model: Model, stored: Stored, question: str, top: i
 
 
 def judge(head: GroundHead, model: Model, examples: Sequence[Example], stored: dict[str, Stored]) -> dict[str, float]:
-    """The numbers of `evaluate.grounding.evaluate` for the Examples whose videos are stored."""
-    usable = _usable(examples, stored)
-    answers = [answer(head, model, stored[one.path], one.text or "", top=5) for one in usable]
+    """The numbers of `evaluate.grounding.evaluate` for the questions about videos that are stored, as `ground.judge` asks them."""
+    asked = {key: rows for key, rows in questions(examples).items() if key[0] in stored}
+    answers = [answer(head, model, stored[path], text, TOP) for path, text in asked]
     found = [[(span.start_seconds, span.end_seconds) for span in spans] for spans in answers]
-    return evaluate(found, [[(one.start_seconds or 0.0, one.end_seconds or 0.0)] for one in usable])
+    return evaluate(found, [truths(rows) for rows in asked.values()])
 
 
 def prior(train: Sequence[Example], examples: Sequence[Example], stored: dict[str, Stored]) -> dict[str, float]:
     """What somebody gets who never sees a video: always the mean share of it at which the training spans of that label lie (of
     all spans, where rows have no label)."""
     shares: dict[str | None, list[tuple[float, float]]] = {}
-    for one in _usable(train, stored):
-        length = stored[one.path].duration
-        place = (one.start_seconds or 0) / length, (one.end_seconds or 0) / length
-        for label in {one.label, None}:
-            shares.setdefault(label, []).append(place)
+    for one in timed(train):
+        if one.path in stored:
+            length = stored[one.path].duration
+            place = (one.start_seconds or 0) / length, (one.end_seconds or 0) / length
+            for label in {one.label, None}:
+                shares.setdefault(label, []).append(place)
     means = {label: np.mean(rows, axis=0) for label, rows in shares.items()}
-    usable = _usable(examples, stored)
-    guesses = [[tuple(means.get(one.label, means[None]) * stored[one.path].duration)] for one in usable]
-    return evaluate(guesses, [[(one.start_seconds or 0.0, one.end_seconds or 0.0)] for one in usable])
+    asked = {key: rows for key, rows in questions(examples).items() if key[0] in stored}
+    guesses = [[tuple(means.get(rows[0].label, means[None]) * stored[path].duration)] for (path, _), rows in asked.items()]
+    return evaluate(guesses, [truths(rows) for rows in asked.values()])
 
 
 def save(head: GroundHead, model: Model, folder: str | Path) -> Path:
@@ -351,13 +395,6 @@ def load(folder: str | Path, model: Model) -> GroundHead:
     head = GroundHead(HeadConfig(**about["config"]), about["features"], about["words"], about["text"])
     head.load_state_dict(state)
     return head.eval()
-
-
-def _usable(examples: Sequence[Example], stored: dict[str, Stored]) -> list[Example]:
-    timed = [one for one in examples if one.text and one.start_seconds is not None and one.end_seconds is not None]
-    if not timed:
-        raise DataError(f"none of {len(examples)} rows has a text, a start and an end: wanted columns path, text, start, end")
-    return [one for one in timed if one.path in stored]
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import csv
 import html
 import io
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -76,8 +77,8 @@ def timeline(
     """
     if not model.class_names:
         raise CheckpointError(f"{model.name} was never taught classes, so there is no timeline: give a fine-tuned model")
-    if not every_seconds > 0:
-        raise ConfigError(f"every_seconds is {every_seconds:g}: it must be above 0")
+    if not 0 < every_seconds < math.inf:
+        raise ConfigError(f"every_seconds is {every_seconds:g}: it must be a number above 0")
     if background:
         choose(background, model.class_names, "class")
     windows = scales(model, video, lengths, step)

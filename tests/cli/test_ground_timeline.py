@@ -52,6 +52,22 @@ def test_a_head_is_fitted_judged_and_asked(place, capsys):
     assert json.loads(capsys.readouterr().out)["spans"]
 
 
+def test_training_videos_that_are_not_there_are_said_and_judged_ones_counted(place, capsys):
+    rows = (place / "moments.csv").read_text().splitlines()
+    table, out = place / "gone.csv", place / "head-of-gone"
+    asked = ["ground", "fit", str(table), "--model", f"{place}/model", "--out", str(out), "--windows", "0.5", "--steps", "2"]
+    table.write_text("\n".join(line.replace("0.mp4", "a.mp4").replace("1.mp4", "b.mp4") for line in rows if "clap" not in line))
+    assert main(asked) == 2
+    assert "none of the videos of 2 rows to learn from could be read" in capsys.readouterr().err
+    table.write_text("\n".join([*rows, "gone.mp4,wave,0,1,val", "gone.mp4,clap,0,1,train"]))
+    assert main([*asked, "--json"]) == 2
+    found = json.loads(capsys.readouterr().out)
+    assert (found["questions"], found["videos"], found["missing"]) == (5, 3, 1)
+    assert main(asked) == 2
+    assert "on 1 questions of the split 'val'" in capsys.readouterr().out
+    table.unlink()
+
+
 def test_a_model_is_judged_on_a_table(place, capsys):
     asked = ["ground", "evaluate", f"{place}/moments.csv", "--model", f"{place}/model", "--windows", "1"]
     assert main([*asked, "--json"]) == 0
@@ -65,6 +81,17 @@ def test_answers_are_scored(place, capsys):
     assert main(["ground", "score", f"{place}/answers.jsonl", f"{place}/charades_sta_test.txt", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["R1@0.7"], found["questions"], found["answered"]) == (0.5, 2, 1)
+    (folder := place / "ego").mkdir()
+    (folder / "subset_answers.json").write_text('{"u1": 3, "u2": 0}')
+    (folder / "mine.json").write_text('{"u1": 3}')
+    assert main(["ground", "score", f"{folder}/mine.json", str(folder)]) == 0
+    assert [line.split() for line in capsys.readouterr().out.splitlines()[2:4]] == [
+        ["accuracy", "50.00%"],
+        ["chance", "20.00%"],
+    ]
+    (folder / "dense.json").write_text('{"results": {"A": [{"timestamp": [1, 5]}]}}')
+    assert main(["ground", "score", f"{folder}/dense.json", f"{place}/charades_sta_test.txt", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["recall@0.9"] == 0.5
 
 
 def test_timeline_prints_and_writes(place, capsys):
@@ -87,6 +114,17 @@ def test_timeline_prints_and_writes(place, capsys):
         (["ground", "nowhere.mp4", "wave", "--model", "model"], "nowhere.mp4"),
         (["ground", "0.mp4", "wave", "--model", "model", "--head", "model"], "no head at model/head.safetensors"),
         (["ground", "0.mp4", "wave", "--model", "model", "--windows", "-1"], "windows of -1 s"),
+        (["ground", "0.mp4", "wave", "--model", "model", "--windows", "inf"], "windows of inf s"),
+        (["ground", "0.mp4", "wave", "--model", "model", "--overlap", "7"], "overlap is 7: an intersection over union"),
+        (["ground", "fit", "moments.csv", "--model", "model", "--steps", "0"], "steps is 0: it must be 1 or more"),
+        (["ground", "fit", "moments.csv", "--model", "model", "--cells", "0"], "cells is 0: it must be 1 or more"),
+        (
+            ["ground", "fit", "moments.csv", "--model", "model", "--windows", "inf"],
+            "window is inf: it must be a number above 0",
+        ),
+        (["ground", "fit", "moments.csv", "--model", "model", "--step", "0"], "step is 0: it must be a number above 0"),
+        (["timeline", "0.mp4", "--model", "model", "--windows", "inf"], "windows of inf s"),
+        (["timeline", "0.mp4", "--model", "model", "--every", "inf"], "every_seconds is inf: it must be a number above 0"),
         (["ground", "fit", "--model", "model"], "no data named: tubelet ground fit TABLE --model M"),
         (["ground", "fit", "charades_sta_test.txt", "--model", "model"], "every row is of the split 'val', val or test"),
         (["ground", "fit", "charades_sta.txt", "--model", "model"], "none of 2 videos could be read"),

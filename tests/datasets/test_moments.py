@@ -129,7 +129,15 @@ def test_msrvtt_is_a_table(tmp_path):
         (charades_sta, "a.txt", "A 1 2##x\nB one 2##y\n", "line 2: the moment 'one' to '2': wanted two times in seconds"),
         (qvhighlights, "a.jsonl", '{"vid": 1, "query": ""}\n', "line 1: wanted a JSON object with qid, vid, query and duration"),
         (activitynet_captions, "a.json", "[1]", "wanted {\"VIDEO\": {\"duration\", \"timestamps\", \"sentences\"}}, got a list"),
-        (activitynet_captions, "a.json", '{"v": {"timestamps": [[0, 1]], "sentences": []}}', "v: wanted `timestamps` and as many"),
+        (activitynet_captions, "a.json", '{"v": {"timestamps": [[0, 1]], "sentences": []}}', "v: wanted `timestamps` in pairs and"),
+        (activitynet_captions, "a.json", '{"v": 5}', "a.json, v: wanted `timestamps` in pairs"),
+        (activitynet_captions, "a.json", '{"v": {"timestamps": [["a", 2]], "sentences": ["x"]}}', "a.json, v: wanted `timestamps`"),
+        (activitynet_captions, "a.json", '{"v": {"timestamps": [[1, 2, 3]], "sentences": ["x"]}}', "v: wanted `timestamps` in"),
+        (activitynet_captions, "a.json", '{"v": {"timestamps": [1], "sentences": ["x"]}}', "v: wanted `timestamps` in pairs"),
+        (activitynet_captions, "a.json", '{"v": {"timestamps": [[0, 1]], "sentences": [5]}}', "TypeError: 5 is no sentence"),
+        (activitynet_captions, "a.json", '{"v": {"timestamps": [[0, 1]], "sentences": ["x"], "fps": 0}}', "a.json, v:"),
+        (qvhighlights, "a.jsonl", '[1]\n', "a.jsonl, line 1: wanted a JSON object with qid"),
+        (didemo, "a.json", '{"video": "x"}', "a.json: wanted a list of descriptions, got a dict"),
         (didemo, "a.json", '[{"video": "x"}]', "entry 0: wanted annotation_id, video, description, num_segments, times"),
         (didemo, "a.json", "{", "is not JSON"),
     ],
@@ -140,6 +148,51 @@ def test_broken_annotations_are_one_line(tmp_path, module, name, text, message):
     with pytest.raises(DataError) as caught:
         module.queries(path)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("read", "name", "text"),
+    [
+        (charades_sta.queries, "a.txt", "A 1 2##x\n" * 2000),
+        (qvhighlights.queries, "a.jsonl", json.dumps(QV[0]) + "\n" + " \n" * 9000),
+        (nextqa.questions, "a.csv", NEXTQA + NEXTQA.splitlines()[1] * 300),
+        (activitynet_captions.queries, "a.json", json.dumps(ACTIVITYNET) + " " * 9000),
+    ],
+)
+def test_bad_bytes_far_down_are_one_line(tmp_path, read, name, text):
+    (tmp_path / name).write_bytes(text.encode() + b"\xff\xfe\n")
+    with pytest.raises(DataError, match=rf"{name} .*can't decode byte 0xff") as caught:
+        read(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("questions.json", "[5]", "questions.json, entry 0: wanted q_uid, question, option 0 .. option 4"),
+        ("questions.json", '[{"question": "What?"}]', r"entry 0: .*KeyError: "),
+        ("questions.json", '[{"q_uid": "u", "question": "What?", "option 0": "a"}]', r"entry 0: .*KeyError: 'option 1'"),
+        ("subset_answers.json", '{"u": [1]}', r"subset_answers.json, u: the answer is \[1\], wanted 0 to 4"),
+        ("uid_to_ego4d.json", '{"u": 5}', "uid_to_ego4d.json: wanted video_uid, starting_sec, ending_sec"),
+        ("uid_to_ego4d.json", '{"u": {"video_uid": "v", "starting_sec": "x"}}', "uid_to_ego4d.json: wanted video_uid"),
+    ],
+)  # fmt: skip
+def test_a_broken_egoschema_is_one_line(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=message):
+        (egoschema.sources if name == "uid_to_ego4d.json" else egoschema.questions)(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("charades.json", '{"A": 5}'), ("charades.json", "[1]"), ("Charades_v1_test.csv", "id,length\nA,long\n"),
+     ("Charades_v1_train.csv", "a,b\n1,2\n")],
+)  # fmt: skip
+def test_broken_durations_beside_charades_are_one_line(tmp_path, name, text):
+    (tmp_path / "a.txt").write_text("A 1 2##x\n")
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=f"{name}: wanted"):
+        charades_sta.queries(tmp_path / "a.txt")
 
 
 def test_a_broken_question_and_other_files_are_said(tmp_path):

@@ -7,8 +7,18 @@ from hypothesis import strategies as st
 
 from tubelet.errors import DataError
 from tubelet.evaluate import grounding
-from tubelet.evaluate.grounding import MAP_AT, average_precision, evaluate, iou, localisation, multiple_choice, proposals
-from tubelet.records import Query
+from tubelet.evaluate.grounding import (
+    MAP_AT,
+    average_precision,
+    evaluate,
+    iou,
+    localisation,
+    multiple_choice,
+    proposals,
+    score_choices,
+    score_proposals,
+)
+from tubelet.records import Query, Question
 
 times = st.integers(0, 40).map(lambda value: value / 4)
 spans = st.tuples(times, times).map(lambda pair: (min(pair), max(pair) + 0.25))
@@ -109,6 +119,32 @@ def test_localisation_is_the_mean_over_true_classes():
     wanted = {"run": [("v", 0, 10)], "jump": [("v", 10, 20), ("w", 0, 5)]}
     found = {"run": [("v", 0, 10, 0.9)], "jump": [("v", 10, 20, 0.8), ("v", 10, 20, 0.7)], "swim": [("v", 0, 1, 1.0)]}
     assert localisation(found, wanted, (0.5,)) == {"mAP@0.5": 0.75, "mAP": 0.75}
+
+
+def test_files_of_choices_and_of_proposals(tmp_path):
+    asked = [Question(str(id), "v", "what?", tuple("abcde"), answer) for id, answer in enumerate([3, 1, None, 4])]
+    path = tmp_path / "answers.json"
+    path.write_text('{"0": 3, "1": 2, "2": 0}')
+    assert score_choices(path, asked) == {"accuracy": pytest.approx(1 / 3), "chance": 0.2, "questions": 3, "answered": 2}
+    for text, message in (
+        ('{"0": 5}', "answers.json, 0: the answer is 5, wanted 0 to 4"),
+        ('{"0": true}', "the answer is True"),
+        ('{"7": 1}', "there is no question '7' in the annotations"),
+        ("[3]", "wanted .*, got a list"),
+        ("{", "answers.json: wanted"),
+    ):
+        path.write_text(text)
+        with pytest.raises(DataError, match=message):
+            score_choices(path, asked)
+    queries = [Query("a/0", "a", "x", ((0, 10),)), Query("a/1", "a", "y", ((0, 5),)), Query("b/0", "b", "z", ((0, 1),))]
+    path.write_text('{"results": {"a": [{"sentence": "s", "timestamp": [0, 10]}, {"timestamp": [90, 99]}], "c": []}}')
+    got = score_proposals(path, queries)
+    assert {name: got[name] for name in ("recall@0.9", "precision@0.9", "videos", "answered")} == {
+        "recall@0.9": 0.25, "precision@0.9": 0.25, "videos": 2, "answered": 1}  # fmt: skip
+    for text in ('{"a": []}', '{"results": [1]}', '{"results": {"a": [{"timestamp": [1]}]}}', '{"results": {"a": [5]}}'):
+        path.write_text(text)
+        with pytest.raises(DataError, match="answers.json: wanted"):
+            score_proposals(path, queries)
 
 
 def test_multiple_choice_and_ties():

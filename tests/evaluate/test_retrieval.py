@@ -1,6 +1,7 @@
 """Ranks and recalls equal what numpy counts one by one, ties and shared captions included."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -49,6 +50,41 @@ def test_chance_is_what_random_scores_come_to() -> None:
     one = retrieval.chance(torch.eye(100, dtype=torch.bool))
     assert [one[name] for name in ("recall_at_1", "recall_at_5", "recall_at_10", "median_rank", "mean_rank")] == pytest.approx(
         [0.01, 0.05, 0.1, 50.5, 50.5]
+    )
+
+
+@given(st.integers(1, 15), st.integers(1, 30), st.integers(0, 2**31))
+def test_chance_is_the_formula_counted_out(queries: int, candidates: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    right = random.random((queries, candidates)) < 0.2
+    right[np.arange(queries), random.integers(0, candidates, queries)] = True
+
+    def reached(k: int) -> float:
+        return float(np.mean([1 - math.comb(candidates - c, k) / math.comb(candidates, k) for c in right.sum(axis=1).tolist()]))
+
+    found = retrieval.chance(torch.from_numpy(right))
+    for k in (1, 5, 10):
+        assert found[f"recall_at_{k}"] == pytest.approx(reached(min(k, candidates)))
+    middle = next(k for k in range(1, candidates + 1) if reached(k) >= 0.5 - 1e-9)
+    even = middle < candidates and abs(reached(middle) - 0.5) < 1e-9
+    assert found["median_rank"] == middle + 0.5 * even
+    assert found["mean_rank"] == pytest.approx(np.mean([(candidates + 1) / (c + 1) for c in right.sum(axis=1)]))
+    assert (found["queries"], found["candidates"]) == (queries, candidates)
+
+
+def test_chance_of_thousands_of_questions_is_told_at_once() -> None:
+    right = torch.eye(5000, dtype=torch.bool)
+    right[:2500, :3] = True
+    began = time.process_time()
+    found = retrieval.chance(right)
+    assert time.process_time() - began < 2
+    assert found["recall_at_10"] == pytest.approx(
+        (
+            2497 * (1 - math.comb(4996, 10) / math.comb(5000, 10))
+            + 3 * (1 - math.comb(4997, 10) / math.comb(5000, 10))
+            + 2500 * 0.002
+        )
+        / 5000
     )
 
 

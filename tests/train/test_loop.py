@@ -401,6 +401,18 @@ def test_a_run_folder_that_is_a_file(pretrain_config: Make, tmp_path: Path) -> N
         train(pretrain_config("taken/run"))
 
 
+def test_a_run_that_could_not_begin_leaves_nothing(pretrain_config: Make, tmp_path: Path) -> None:
+    for settings, message in (({"objective": "distill"}, "no teacher"), ({"objective": "contrastive"}, "text")):
+        config = pretrain_config("runs/one", **settings)
+        with pytest.raises(TubeletError, match=message):
+            train(config)
+        assert not (tmp_path / "runs").exists()
+    (tmp_path / "mine").mkdir()  # was there before, and stays
+    with pytest.raises(TubeletError, match="no teacher"):
+        train(pretrain_config("mine", objective="distill"))
+    assert (tmp_path / "mine").is_dir()
+
+
 def test_two_runs_in_one_folder(pretrain_config: Make) -> None:
     config = pretrain_config()
     with pytest.raises(CheckpointError, match="another process is training in"):

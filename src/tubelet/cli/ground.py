@@ -40,9 +40,11 @@ def command(
         The video file; or the word "fit", "evaluate" or "score".
     question
         What to look for. For "fit" and "evaluate" the table or annotations; for "score" the answers, a JSON object a line with
-        qid and pred_relevant_windows, a list of [start, end, score].
+        qid and pred_relevant_windows, a list of [start, end, score]; moments proposed for dense captions in a .json file,
+        {"results": {VIDEO: [{"timestamp": [start, end]}]}}; or of five-way questions the choices, {QUESTION: 0 to 4}.
     annotations
-        For "score": ActivityNet-Captions, TACoS, Charades-STA, QVHighlights or DiDeMo as they come.
+        For "score": ActivityNet-Captions, TACoS, Charades-STA, QVHighlights or DiDeMo as they come; EgoSchema or NExT-QA
+        for five-way questions.
     model
         Run folder, model folder or checkpoint.
     query_video
@@ -90,7 +92,7 @@ def _answer(
 ) -> int:  # fmt: skip
     from tubelet.cli._progress import bar
     from tubelet.errors import ConfigError, printable
-    from tubelet.ground import ground, scan
+    from tubelet.ground import check_answers, ground, scan
     from tubelet.ground_head import Stored, answer, load
     from tubelet.train.device import choose_device
     from tubelet.video.stream import Windows
@@ -100,6 +102,7 @@ def _answer(
         raise ConfigError('ask one question: tubelet ground VIDEO "what to look for", or --query-video CLIP')
     if head and query_video:
         raise ConfigError("--head answers words, and --query-video asks with a video: leave one of them out")
+    check_answers(top, overlap)
     network = load_model(model, choose_device(device))
     with bar("windows") as on_window:
         if head:
@@ -125,7 +128,7 @@ def _fit(
     from tubelet import datasets
     from tubelet.cli._progress import bar
     from tubelet.errors import ConfigError, DataError
-    from tubelet.ground import clip_seconds
+    from tubelet.ground import clip_seconds, questions, timed
     from tubelet.ground_head import HeadConfig, fit, judge, prior, save, store
     from tubelet.train.device import choose_device
     from tubelet.weights.load import load_model
@@ -135,35 +138,35 @@ def _fit(
     if len(windows) > 1:
         raise ConfigError(f"a head is trained over windows of one length, got {len(windows)}: give one --windows")
     network = load_model(model, choose_device(device))
-    examples = [one for one in datasets.read(data).examples if one.text and one.start_seconds is not None]
-    if not examples:
-        raise DataError(f"{data}: no row has a text and a start: wanted the columns path, text, start, end")
+    examples = timed(datasets.read(data).examples)
     train = [one for one in examples if one.split not in (val_split, "val", "test")]
     if not train:
         raise DataError(f"{data}: every row is of the split {val_split!r}, val or test: there is nothing to learn from")
     missing: list[tuple[str, str]] = []
     videos = list(dict.fromkeys(one.path for one in examples))
     window = windows[0] if windows else clip_seconds(network, videos)
+    config = HeadConfig(window=window, step=window / 4 if step is None else step, cells=cells, steps=steps)
     with bar("videos") as move:
         stored = store(
-            network, videos, window, step or window / 4, Path(out) / "features.parquet",
+            network, videos, config.window, config.step, Path(out) / "features.parquet",
             lambda done: move(done, len(videos)), lambda *pair: missing.append(pair),
         )  # fmt: skip
     for path, reason in missing:
         note(f"left out: {path}: {reason}")
-    held = [one for one in examples if one.split == val_split]
-    config = HeadConfig(window=window, step=step or window / 4, cells=cells, steps=steps)
+    held = [one for one in examples if one.split == val_split and one.path in stored]
     with bar("steps") as move:
         taught = fit(network, train, stored, config, lambda done, _: move(done, steps))
     save(taught, network, out)
+    learned = sum(one.path in stored for one in train)
     rows = {"head": judge(taught, network, held, stored), "prior": prior(train, held, stored)} if held else {}
     if json:
-        emit_json({"out": out, "questions": len(train), "videos": len(stored), "missing": len(missing), "held_out": rows})
+        emit_json({"out": out, "questions": learned, "videos": len(stored), "missing": len(missing), "held_out": rows})
         return 2 if missing else 0
-    print(f"{out}: a head taught by {len(train)} questions about {len(stored)} videos")
+    print(f"{out}: a head taught by {learned} questions about {len(stored)} videos")
     if rows:
         print(
-            f"on {len(held)} questions of the split {val_split!r}; prior: always the mean place of the training spans of that label"
+            f"on {len(questions(held))} questions of the split {val_split!r}; "
+            "prior: always the mean place of the training spans of that label"
         )
         _table(rows)
     return 2 if missing else 0
@@ -208,14 +211,19 @@ def _table(rows: dict[str, dict[str, float]]) -> None:
 def _score(answers: str, annotations: str, json: bool) -> int:
     from tubelet import datasets
     from tubelet.errors import ConfigError
-    from tubelet.evaluate.grounding import score_file
+    from tubelet.evaluate.grounding import score_choices, score_file, score_proposals
 
     if not answers or not annotations:
         raise ConfigError("give both: tubelet ground score ANSWERS.jsonl ANNOTATIONS")
-    found = score_file(answers, datasets.queries(annotations))
+    if datasets.holds_questions(annotations):
+        found = score_choices(answers, datasets.questions(annotations))
+    elif Path(answers).suffix.lower() == ".json":
+        found = score_proposals(answers, datasets.queries(annotations))
+    else:
+        found = score_file(answers, datasets.queries(annotations))
     if json:
         emit_json(found)
         return 0
-    counts = ("questions", "answered")
+    counts = ("questions", "videos", "answered")
     table([{"metric": name, "value": f"{value:g}" if name in counts else f"{value:.2%}"} for name, value in found.items()])
     return 0

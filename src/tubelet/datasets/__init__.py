@@ -13,7 +13,7 @@ from tubelet.datasets.split import split
 from tubelet.errors import DataError
 from tubelet.records import Dataset, Example, Query, Question
 
-__all__ = ["formats", "labelled", "queries", "questions", "read", "read_many", "source_names", "split"]
+__all__ = ["formats", "holds_questions", "labelled", "queries", "questions", "read", "read_many", "source_names", "split"]
 
 
 def formats() -> list[str]:
@@ -55,12 +55,22 @@ def questions(path: str | Path) -> list[Question]:
     return found
 
 
+def holds_questions(path: str | Path) -> bool:
+    """Whether `questions` recognises what is at `path`."""
+    return Path(path).exists() and any(module.matches(path) for module in _able("questions").values())
+
+
+def _able(name: str) -> dict[str, Any]:
+    """The formats that have a function called `name`."""
+    modules = {one: find.module(__name__, one) for one in formats()}
+    return {one: module for one, module in modules.items() if hasattr(module, name)}
+
+
 def _asked(path: str | Path, name: str, what: str) -> Any:
     """What the function called `name` of the format that recognises `path` gives."""
     if not Path(path).exists():
         raise DataError(f"{path} does not exist: give annotations of {what}")
-    modules = {one: find.module(__name__, one) for one in formats()}
-    able = {one: module for one, module in modules.items() if hasattr(module, name)}
+    able = _able(name)
     for module in able.values():
         if module.matches(path):
             return getattr(module, name)(path)

@@ -24,6 +24,16 @@ def read_json(path: str | Path) -> Any:
         raise DataError(f"{path} is not JSON: {error}") from error
 
 
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a text file; DataError where it cannot be read, or is not UTF-8."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not text in UTF-8: {error}") from error
+
+
 @lru_cache(maxsize=8)
 def opening(path: str | Path, characters: int = 4096) -> str:
     """The first characters of a text file, "" where it is none: enough to recognise a format."""
@@ -55,6 +65,13 @@ def spans(path: str | Path, where: str, start: Any, end: Any, duration: float | 
     if not (0 <= first < float("inf") and 0 <= last < float("inf")):
         raise DataError(f"{path}, {where}: the moment {start!r} to {end!r}: wanted two times in seconds")
     return ((first, last),) if first < last else ()
+
+
+def words(text: Any) -> str:
+    """A sentence with single spaces; TypeError where it is none."""
+    if not isinstance(text, str):
+        raise TypeError(f"{text!r} is no sentence")
+    return " ".join(text.split())
 
 
 def moments(path: str | Path, queries: Sequence[Query]) -> Dataset:

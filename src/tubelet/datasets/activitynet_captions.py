@@ -7,7 +7,7 @@ TACoS has `fps` and `num_frames` in place of `duration`, and its timestamps are 
 
 from pathlib import Path
 
-from tubelet.datasets._moments import moments, opening, read_json, side, spans
+from tubelet.datasets._moments import moments, opening, read_json, side, spans, words
 from tubelet.errors import DataError
 from tubelet.records import Dataset, Query
 
@@ -25,14 +25,19 @@ def queries(path: str | Path) -> list[Query]:
         raise DataError(f'{path}: wanted {{"VIDEO": {{"duration", "timestamps", "sentences"}}}}, got a {type(videos).__name__}')
     found = []
     for video, about in videos.items():
-        missing = [key for key in ("timestamps", "sentences") if key not in about]
-        if missing or len(about["timestamps"]) != len(about["sentences"]):
-            raise DataError(f"{path}, {video}: wanted `timestamps` and as many `sentences`, got {', '.join(about)}")
-        rate = float(about.get("fps", 1.0))
-        duration = about["num_frames"] / rate if "num_frames" in about else float(about.get("duration") or 0) or None
-        for number, ((start, end), text) in enumerate(zip(about["timestamps"], about["sentences"], strict=True)):
-            times = spans(path, video, start / rate, end / rate, duration)
-            found.append(Query(f"{video}/{number}", video, " ".join(text.split()), times, duration, side(path)))
+        try:
+            times, sentences = about["timestamps"], [words(text) for text in about["sentences"]]
+            if len(times) != len(sentences):
+                raise ValueError(f"{len(times)} timestamps, {len(sentences)} sentences")
+            rate = float(about.get("fps", 1.0))
+            duration = about["num_frames"] / rate if "num_frames" in about else float(about.get("duration") or 0) or None
+            pairs = [spans(path, video, float(start) / rate, float(end) / rate, duration) for start, end in times]
+        except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+            raise DataError(
+                f"{path}, {video}: wanted `timestamps` in pairs and as many `sentences` ({type(error).__name__}: {error})"
+            ) from error
+        for number, (pair, text) in enumerate(zip(pairs, sentences, strict=True)):
+            found.append(Query(f"{video}/{number}", video, text, pair, duration, side(path)))
     return found
 
 

@@ -7,7 +7,7 @@ How long the videos are is taken from Charades' own `Charades_v1_train.csv` and 
 import csv
 from pathlib import Path
 
-from tubelet.datasets._moments import moments, opening, read_json, side, spans
+from tubelet.datasets._moments import moments, opening, read_json, read_lines, side, spans
 from tubelet.errors import DataError
 from tubelet.records import Dataset, Query
 
@@ -24,12 +24,8 @@ def queries(path: str | Path) -> list[Query]:
     DataError naming a broken line.
     """
     durations = _durations(Path(path).parent)
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     found = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         where, mark, text = line.partition("##")
@@ -49,10 +45,16 @@ def read(path: str | Path) -> Dataset:
 
 def _durations(folder: Path) -> dict[str, float]:
     found = {}
-    if (folder / "charades.json").is_file():
-        found = {video: float(about["duration"]) for video, about in read_json(folder / "charades.json").items()}
-    for name in ("Charades_v1_train.csv", "Charades_v1_test.csv"):
-        if (folder / name).is_file():
-            with open(folder / name, newline="", encoding="utf-8") as file:
-                found.update({row["id"]: float(row["length"]) for row in csv.DictReader(file)})
+    for name in ("charades.json", "Charades_v1_train.csv", "Charades_v1_test.csv"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            if path.suffix == ".json":
+                found.update({video: float(about["duration"]) for video, about in read_json(path).items()})
+            else:
+                found.update({row["id"]: float(row["length"]) for row in csv.DictReader(read_lines(path))})
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            wanted = '{"VIDEO": {"duration": SECONDS}}' if path.suffix == ".json" else "the columns id and length"
+            raise DataError(f"{path}: wanted {wanted} ({type(error).__name__}: {error})") from error
     return found

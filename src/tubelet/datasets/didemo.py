@@ -6,7 +6,7 @@
 from collections import Counter
 from pathlib import Path
 
-from tubelet.datasets._moments import moments, opening, read_json, side
+from tubelet.datasets._moments import moments, opening, read_json, side, words
 from tubelet.errors import DataError
 from tubelet.records import Dataset, Query
 
@@ -22,12 +22,17 @@ def matches(path: str | Path) -> bool:
 def queries(path: str | Path) -> list[Query]:
     """Every description; its spans are those that people marked, the one most of them agree on first."""
     found = []
-    for number, row in enumerate(read_json(path)):
+    rows = read_json(path)
+    if not isinstance(rows, list):
+        raise DataError(f"{path}: wanted a list of descriptions, got a {type(rows).__name__}")
+    for number, row in enumerate(rows):
         try:
             marked = Counter((first, last) for first, last in row["times"])
             spans = tuple((a * SEGMENT_SECONDS, (b + 1) * SEGMENT_SECONDS) for (a, b), _ in marked.most_common())
             duration = row["num_segments"] * SEGMENT_SECONDS
-            found.append(Query(str(row["annotation_id"]), row["video"], row["description"], spans, duration, side(path)))
+            found.append(
+                Query(str(row["annotation_id"]), str(row["video"]), words(row["description"]), spans, duration, side(path))
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}, entry {number}: wanted annotation_id, video, description, num_segments, times") from error
     return found

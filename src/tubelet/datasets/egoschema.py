@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tubelet.datasets._moments import questions as as_dataset
-from tubelet.datasets._moments import read_json
+from tubelet.datasets._moments import read_json, words
 from tubelet.errors import DataError
 from tubelet.records import Dataset, Question
 
@@ -30,19 +30,24 @@ def matches(path: str | Path) -> bool:
 def questions(path: str | Path) -> list[Question]:
     """Every question; of `subset_answers.json` those whose answer is known. DataError where a file is broken."""
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    asked = {row["q_uid"]: row for row in _read(folder / QUESTIONS, list)}
+    asked = {}
+    for number, row in enumerate(_read(folder / QUESTIONS, list)):
+        try:
+            asked[str(row["q_uid"])] = words(row["question"]), tuple(words(row[f"option {option}"]) for option in range(5))
+        except (KeyError, TypeError) as error:
+            wanted = "wanted q_uid, question, option 0 .. option 4"
+            raise DataError(f"{folder / QUESTIONS}, entry {number}: {wanted} ({type(error).__name__}: {error})") from error
     answers = _read(folder / ANSWERS, dict)
     for id, answer in answers.items():
-        if answer not in range(5):
+        if not isinstance(answer, int) or answer not in range(5):
             raise DataError(f"{folder / ANSWERS}, {id}: the answer is {answer!r}, wanted 0 to 4")
     ids = list(answers) if Path(path).name == ANSWERS or not asked else list(asked)
     if not ids:
         raise DataError(f"{path}: neither {QUESTIONS} nor {ANSWERS} holds a question")
     found = []
     for id in ids:
-        row = asked.get(id, {})
-        choices = tuple(row[f"option {number}"] for number in range(5)) if row else ()
-        found.append(Question(id, id, row.get("question", ""), choices, answers.get(id)))
+        text, choices = asked.get(id, ("", ()))
+        found.append(Question(id, id, text, choices, answers.get(id)))
     return found
 
 
@@ -50,7 +55,11 @@ def sources(path: str | Path) -> dict[str, tuple[str, float, float]]:
     """{question: (video of Ego4D, start, end in seconds)} of uid_to_ego4d.json: what each clip was cut from."""
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     found = _read(folder / SOURCES, dict)
-    return {id: (row["video_uid"], float(row["starting_sec"]), float(row["ending_sec"])) for id, row in found.items()}
+    try:
+        return {id: (str(row["video_uid"]), float(row["starting_sec"]), float(row["ending_sec"])) for id, row in found.items()}
+    except (KeyError, TypeError, ValueError) as error:
+        wanted = "wanted video_uid, starting_sec, ending_sec of every question"
+        raise DataError(f"{folder / SOURCES}: {wanted} ({type(error).__name__}: {error})") from error
 
 
 def read(path: str | Path) -> Dataset:

@@ -28,7 +28,7 @@ def questions(path: str | Path) -> list[Question]:
                     raise DataError(f"{path}, line {reader.line_num}: wanted five choices a0 .. a4 and an answer from 0 to 4")
                 id = f"{row['video']}/{row['qid']}"
                 found.append(Question(id, row["video"], row["question"], choices, int(answer), split=side(path)))
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as NExT-QA: {error}") from error
     return found
 

@@ -6,7 +6,7 @@
 import json
 from pathlib import Path
 
-from tubelet.datasets._moments import moments, opening, side, spans
+from tubelet.datasets._moments import moments, opening, read_lines, side, spans, words
 from tubelet.errors import DataError
 from tubelet.records import Dataset, Query
 
@@ -19,19 +19,15 @@ def matches(path: str | Path) -> bool:
 
 def queries(path: str | Path) -> list[Query]:
     """Every question, its spans in the order of the file. DataError naming a broken line."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     found = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
             duration = float(row["duration"])
             windows = [spans(path, f"line {number}", a, b, duration) for a, b in row.get("relevant_windows", ())]
-            found.append(Query(str(row["qid"]), row["vid"], row["query"], sum(windows, ()), duration, side(path)))
+            found.append(Query(str(row["qid"]), str(row["vid"]), words(row["query"]), sum(windows, ()), duration, side(path)))
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{path}, line {number}: wanted a JSON object with qid, vid, query and duration ({error})"

@@ -12,12 +12,13 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tubelet.errors import DataError
 from tubelet.find import did_you_mean
-from tubelet.records import Query
+from tubelet.records import Query, Question
 
 Spans = Sequence[tuple[float, float]] | np.ndarray
 Detection = tuple[str, float, float, float]  # video, start, end, score
@@ -25,6 +26,7 @@ Detection = tuple[str, float, float, float]  # video, start, end, score
 RECALL_AT = (0.3, 0.5, 0.7)
 MAP_AT = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 PROPOSALS_AT = (0.3, 0.5, 0.7, 0.9)
+CHOICES = 5  # of a question of EgoSchema and NExT-QA
 
 
 def iou(first: Spans, second: Spans) -> np.ndarray:
@@ -87,6 +89,53 @@ def score_file(answers: str | Path, queries: Sequence[Query]) -> dict[str, float
         found[id] = spans
     numbers = evaluate([found.get(id, ()) for id in wanted], list(wanted.values()))
     return {**numbers, "answered": len(found)}
+
+
+def score_choices(answers: str | Path, questions: Sequence[Question]) -> dict[str, float]:
+    """{"accuracy", "chance", "questions", "answered"} of the answers in a file, to the questions whose answer is known; a question
+    that the file has not is wrong.
+
+    The file is that of EgoSchema, a JSON object {ID: number of the choice}; the ids of NExT-QA are VIDEO/QID. DataError for an
+    answer that is no choice, or to a question that is not among the annotated ones.
+    """
+    found, known = _results(answers, '{"QUESTION": 3, ...}'), {one.id for one in questions}
+    for id, choice in found.items():
+        if type(choice) is not int or choice not in range(CHOICES):
+            raise DataError(f"{answers}, {id}: the answer is {choice!r}, wanted 0 to {CHOICES - 1}")
+        if id not in known:
+            raise DataError(f"{answers}: there is no question {id!r} in the annotations{did_you_mean(id, known)}")
+    wanted = {one.id: one.answer for one in questions if one.answer is not None}
+    right = [found.get(id) == answer for id, answer in wanted.items()]
+    return {"accuracy": _mean(right), "chance": 1 / CHOICES, "questions": len(wanted), "answered": len(wanted.keys() & found)}
+
+
+def score_proposals(answers: str | Path, queries: Sequence[Query]) -> dict[str, float]:
+    """`proposals` of the moments in a file, with {"videos", "answered"}: how many videos are annotated, and how many the file has.
+
+    The file is that of ActivityNet's dense captions: {"results": {VIDEO: [{"timestamp": [start, end], ...}, ...]}}. DataError where
+    it is broken.
+    """
+    wanted: dict[str, list[tuple[float, float]]] = {}
+    for query in queries:
+        wanted.setdefault(query.video, []).extend(query.spans)
+    example = '{"results": {"VIDEO": [{"timestamp": [1.5, 4.0]}]}}'
+    try:
+        rows = _results(answers, example)["results"]
+        found = {video: [(float(a), float(b)) for a, b in (row["timestamp"] for row in rows[video])] for video in rows}
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{answers}: wanted {example} ({type(error).__name__}: {error})") from error
+    return {**proposals(found, wanted), "videos": len(wanted), "answered": len(wanted.keys() & found)}
+
+
+def _results(path: str | Path, example: str) -> dict[str, Any]:
+    """A JSON object; DataError where there is none."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: wanted {example} ({error})") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: wanted {example}, got a {type(found).__name__}")
+    return found
 
 
 def precision_of_question(found: Spans, wanted: Spans, thresholds: Sequence[float] = MAP_AT) -> np.ndarray:

@@ -8,6 +8,8 @@ M videos, N captions, Q questions, C candidates, E width of the shared space.
 """
 
 import math
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,19 +49,22 @@ def numbers(found: Tensor, candidates: int) -> dict[str, Any]:
 def chance(right: Tensor) -> dict[str, Any]:
     """The same numbers, expected of random scores without ties: where c of C candidates are right, none of them is among the
     first k with the probability (C-c over k) / (C over k)."""
-    candidates, counts = right.shape[1], right.sum(dim=1).tolist()
+    candidates, counts = right.shape[1], Counter(right.sum(dim=1).tolist())
+    queries = sum(counts.values())
 
-    def missed(c: int, k: int) -> float:
-        return math.comb(candidates - c, k) / math.comb(candidates, min(k, candidates)) if k < candidates else 0.0
+    def reached(k: int) -> float:
+        """The share of questions that are expected to have a right one among the first k: (C-c over k) / (C over k), a product."""
+        missed = 0.0
+        for c, times in counts.items():
+            missed += times * math.prod((candidates - k - i) / (candidates - i) for i in range(min(c, candidates)))
+        return 1 - missed / queries
 
-    recalls = {f"recall_at_{k}": sum(1 - missed(c, k) for c in counts) / len(counts) for k in AT}
-    expected = [(candidates + 1) / (c + 1) for c in counts]
+    recalls = {f"recall_at_{k}": reached(min(k, candidates)) for k in AT}
+    expected = sum(times * (candidates + 1) / (c + 1) for c, times in counts.items()) / queries
     # Of the ranks of all questions together, half are expected to be at most this.
-    share = [sum(1 - missed(c, k) for c in counts) / len(counts) for k in range(1, candidates + 1)]
-    middle = next(k for k, reached in enumerate(share, start=1) if reached >= 0.5 - 1e-9)
-    even = middle < candidates and abs(share[middle - 1] - 0.5) < 1e-9
-    return recalls | {"median_rank": middle + 0.5 * even, "mean_rank": sum(expected) / len(expected), "queries": len(counts),
-                      "candidates": candidates}  # fmt: skip
+    middle = 1 + bisect_left(range(1, candidates + 1), 0.5 - 1e-9, key=reached)
+    even = middle < candidates and abs(reached(middle) - 0.5) < 1e-9
+    return recalls | {"median_rank": middle + 0.5 * even, "mean_rank": expected, "queries": queries, "candidates": candidates}
 
 
 def captions(examples: Sequence[Example]) -> tuple[list[int], list[str], Tensor]:

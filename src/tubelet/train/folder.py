@@ -20,11 +20,13 @@ ROUNDING = ("torch", "numpy", "av", "processor", "threads", "processes", "device
 def hold(folder: Path) -> Iterator[None]:
     """Make the folder and keep every other run out of it, until the block or the process ends. Rank 0 holds it for all.
 
-    Raises CheckpointError when it cannot be made or written, or when another process trains in it.
+    Where the block fails before it has put anything into a folder that was not there, nothing is left of it. Raises CheckpointError
+    when it cannot be made or written, or when another process trains in it.
     """
     if parallel.rank():
         yield
         return
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -33,6 +35,13 @@ def hold(folder: Path) -> Iterator[None]:
     try:
         _lock(handle, folder)
         yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            if made and os.listdir(folder) == [".lock"]:
+                (folder / ".lock").unlink()
+                for place in made:
+                    place.rmdir()
+        raise
     finally:
         os.close(handle)  # the lock goes with it, as it does when the process is killed
 
