@@ -136,13 +136,26 @@ class Run:
             self.prepare()
         if config.run.recompute:
             parallel.recompute(self.model)
-        self.net = parallel.spread(self.model, config.run.parallel, self.device, config.run.compile)
+        self.net = parallel.spread(self.model, config.run.parallel, self.device, config.run.compile, self.untaught())
         self.optimizer = optim.adamw(self.model, config.optim)
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.ema = {name: p.detach().clone() for name, p in trained.items()} if config.optim.ema else {}
         if saved is not None:
             checkpoint.restore(saved, self.model, self.optimizer, self.ema)
             self.saved = None  # it is as large as all of them
+
+    def untaught(self) -> bool:
+        """Whether DDP is going to train parameters that the objective does not reach, such as a text tower without captions: tried
+        on one blank clip."""
+        if parallel.world() == 1 or parallel.choose_kind(self.config.run.parallel, self.model, self.device) != "ddp":
+            return False
+        self.model.eval()  # no statistics of a blank clip
+        with autocast(self.device, self.precision):
+            clip, generator = parallel.blank(self.config.clip).to(self.device), generator_for(self.config.run.seed, "untaught")
+            self.objective.loss(self.model, clip, self.settings, generator)[0].backward()
+        found = any(p.grad is None for p in self.model.parameters() if p.requires_grad)
+        self.model.zero_grad()
+        return found
 
     def prepare(self) -> None:
         """What the objective learns from the data before the first step: the first process does it for all, as it would alone."""
