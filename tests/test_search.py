@@ -254,7 +254,7 @@ def test_another_space_or_size_is_refused(index, model, model_folder, tmp_path):
         Index.create(index.uri, models.build("videomae_tiny", SPEC, **SIZES), model_folder)
     with pytest.raises(ConfigError, match=r"the question is a vector of \(48,\), the library holds vectors of 24"):
         index.search(torch.randn(48))
-    with pytest.raises(ConfigError, match=r"was made with Windows\(kind='sliding'.* not Windows\(kind='shots'"):
+    with pytest.raises(ConfigError, match=r"was made with --windows sliding, not --windows shots: ask for the same, or choose"):
         Index.create(index.uri, model, model_folder, Windows("shots"))
 
 
