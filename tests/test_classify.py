@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -96,6 +97,24 @@ def test_a_head_is_read_back_and_answers_the_same(kind: classify.KindName, tmp_p
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["head"], "nothing temporary is left"
 
 
+def test_an_older_head_stays_when_the_new_one_cannot_take_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored, labels = cloud(30)
+    head = fit(stored, labels, "knn")
+    save(head, tmp_path / "head")
+    rename, calls = os.rename, []
+
+    def full(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError("no room")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", full)
+    with pytest.raises(CheckpointError, match="no room; nothing was changed"):
+        save(replace(head, classes=("x", "y", "z")), tmp_path / "head")
+    assert load(tmp_path / "head").classes == CLASSES and [path.name for path in tmp_path.iterdir()] == ["head"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_clips_of_a_video_are_averaged(kind: classify.KindName) -> None:
     stored, labels = cloud(30, clips=3)
@@ -147,7 +166,13 @@ def test_what_cannot_be_fitted_or_asked_is_said(tmp_path: Path) -> None:
         fit(stored, {"0.mp4": "a", "1.mp4": "b"}, "triplet")
     with pytest.raises(ConfigError, match="unknown kind of head 'svm'"):
         fit(stored, labels, "svm")  # type: ignore[arg-type]
+    for wrong in (dict(l2=float("nan")), dict(l2=float("inf")), dict(margin=float("nan"))):
+        with pytest.raises(ConfigError, match="k must be 1 or more, the others above 0 and finite"):
+            fit(stored, labels, **wrong)
     head = fit(stored, labels)
+    for top in (0, -1):
+        with pytest.raises(ConfigError, match=f"top is {top}: ask for 1 video or more"):
+            uncertain(head, stored, top)
     with pytest.raises(CheckpointError, match="fingerprint f00d, these are of some_model with beef: embed the videos"):
         predict(head, replace(stored, fingerprint="beef"))
     (tmp_path / "folder").mkdir()

@@ -254,7 +254,7 @@ def test_another_space_or_size_is_refused(index, model, model_folder, tmp_path):
         Index.create(index.uri, models.build("videomae_tiny", SPEC, **SIZES), model_folder)
     with pytest.raises(ConfigError, match=r"the question is a vector of \(48,\), the library holds vectors of 24"):
         index.search(torch.randn(48))
-    with pytest.raises(ConfigError, match=r"was made with Windows\(kind='sliding'.* not Windows\(kind='shots'"):
+    with pytest.raises(ConfigError, match=r"was made with --windows sliding, not --windows shots: ask for the same, or choose"):
         Index.create(index.uri, model, model_folder, Windows("shots"))
 
 
@@ -396,7 +396,8 @@ def test_command_line(model_folder, folder, tmp_path, capsys, monkeypatch):
     shutil.move(model_folder, tmp_path / "elsewhere")
     try:
         code, _, err = tubelet("search", "words")
-        assert code == 2 and f"no model at {model_folder}" in err
+        assert code == 2 and f"no model at {model_folder}" in err and "if it has moved, name it with --model" in err
+        assert tubelet("index", folder)[2] == err
         assert tubelet("search", "words", "--model", tmp_path / "elsewhere")[0] == 0
     finally:
         shutil.move(tmp_path / "elsewhere", model_folder)
@@ -436,3 +437,184 @@ def test_a_library_on_object_storage(server, index, model, model_folder, folder)
     assert [hit.score for hit in ours] == pytest.approx([hit.score for hit in theirs], abs=1e-5)
     with pytest.raises((DataError, CheckpointError), match="s3://bucket/nowhere"):
         Index.open("s3://bucket/nowhere")
+
+
+def test_a_rare_label_is_found_beyond_the_nearest_cells(index, monkeypatch):
+    monkeypatch.setattr(search, "EXACT_ROWS", 300)
+    monkeypatch.setattr(search, "CELL_ROWS", 20)
+    monkeypatch.setattr(search, "PROBES", 1)
+    vectors = features.unit(torch.randn(600, 24, generator=torch.Generator().manual_seed(0))).numpy()
+    [one] = [row for row in table(index).to_pylist() if row["per"] == "video" and row["path"].endswith("long.mp4")]
+    made = [
+        {**one, "id": f"x{i}", "item": f"x{i}", "path": f"/x/{i}", "per": "window", "vector": vectors[i]} for i in range(600)
+    ]
+    index._rows().add(
+        search._as_table([{**row, "label": "rare" if i == 7 else "often"} for i, row in enumerate(made)], index.about)
+    )
+    index._tidy()
+    assert index._rows().index_stats("vector_idx").num_unindexed_rows == 0
+    assert [hit.path for hit in index.search(torch.from_numpy(-vectors[7]), 3, only=Filter(label="rare"))] == ["/x/7"]
+    # Many small pieces are joined although their rows are few, and the cells are made anew.
+    monkeypatch.setattr(search, "PIECES", 3)
+    for number in range(4):
+        row = {**made[number], "id": f"y{number}", "item": f"y{number}"}
+        index._rows().add(search._as_table([row], index.about))
+    index._tidy()
+    assert index._rows().stats()["fragment_stats"]["num_fragments"] <= 3
+    assert index._rows().index_stats("vector_idx").num_unindexed_rows == 0
+
+
+def test_folders_are_no_prefixes_and_tables_prune_their_folders(index, model_folder, folder, tmp_path, capsys):
+    more = folder / "translate_left2"
+    more.mkdir()
+    shutil.copy(folder / "translate_left" / "long.mp4", more / "other.mp4")
+    assert main(["index", str(more), "--out", index.uri]) == 0
+    only = Filter(path=str(folder / "translate_left"))
+    assert {Path(hit.path).parent.name for hit in index.search(torch.randn(24), 50, only=only)} == {"translate_left"}
+    assert {Path(hit.path).name for hit in index.search(torch.randn(24), 50, only=Filter(path=f"{more}/other.mp4"))} == {
+        "other.mp4"
+    }
+    (more / "other.mp4").unlink()
+    assert index.gone([folder / "translate_left"]) == [] and index.gone([f"{folder}/"]) == [str(more / "other.mp4")]
+    stays, goes = sorted((folder / "translate_left").glob("*.mp4"))[:2]
+    goes.unlink()
+    (tmp_path / "table.csv").write_text(f"path,label\n{stays},translate_left\n")
+    capsys.readouterr()
+    assert main(["index", str(tmp_path / "table.csv"), "--out", index.uri, "--prune", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["gone"] == [str(goes)]
+
+
+def test_a_changed_video_that_cannot_be_read_is_taken_out(index, model, folder):
+    path = folder / "translate_left" / "long.mp4"
+    path.write_bytes(b"not a video")
+    done = index.add(model, datasets.read(folder).examples)
+    [(name, reason)] = done.missing
+    assert name.endswith("long.mp4") and reason.endswith("it has changed, so what was known of it was taken out of the library")
+    assert str(path) not in {row["path"] for row in table(index).to_pylist()} and len(index) == 12
+    assert index.add(model, datasets.read(folder).examples).missing[0][1].count("taken out") == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "start", "end"),
+    [
+        ("2026-11-21", "2026-11-21T00:00:00", "2026-11-22T00:00:00"),
+        ("20261101", "2026-11-01T00:00:00", "2026-11-02T00:00:00"),
+        ("2026-W47-6", "2026-11-21T00:00:00", "2026-11-22T00:00:00"),
+        ("2026W47", "2026-11-16T00:00:00", "2026-11-23T00:00:00"),
+        ("2026-11-21 18:30", "2026-11-21T18:30:00", "2026-11-21T18:31:00"),
+        ("20261121T18", "2026-11-21T18:00:00", "2026-11-21T19:00:00"),
+        ("2026-11-21T18:30:15", "2026-11-21T18:30:15", "2026-11-21T18:30:16"),
+        ("2026-11-21T23:30Z", "2026-11-22T05:00:00", "2026-11-22T05:01:00"),
+        ("2026-11-21T18:30:00+05:30", "2026-11-21T18:30:00", "2026-11-21T18:30:01"),
+        ("9999-12-31", "9999-12-31T00:00:00", "9999-12-31T23:59:59.999999"),
+    ],
+)
+def test_dates_are_compared_as_times(given, start, end, monkeypatch):
+    monkeypatch.setenv("TZ", "Asia/Kolkata")  # 5.5 hours before UTC
+    time.tzset()
+    try:
+        assert Filter(since=given, until=given).sql() == [f"date >= '{start}'", f"date < '{end}'"]
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_other_clips_or_options_are_other_vectors(index, model, model_folder):
+    from dataclasses import replace
+
+    from tubelet.weights.load import load_model
+
+    other = load_model(model_folder)
+    other.spec = replace(SPEC, stride_frames=1)
+    with pytest.raises(ConfigError, match=r"holds vectors of other clips than .* takes here \(clip.stride_frames 1, not 2\)"):
+        index.check(other)
+    other.spec, other.options = SPEC, {**other.options, "pool": "else"}
+    with pytest.raises(
+        ConfigError, match="with other options than video_text_tiny has here, although the weights are the same"
+    ):
+        index.check(other)
+    index.about = replace(index.about, settings="")  # as libraries of before have it
+    index.check(other)
+
+
+def test_a_damaged_library_is_one_line(index, model, tmp_path, capsys):
+    [*files] = Path(index.uri, "windows.lance", "data").glob("*.lance")
+    for file in files:
+        file.write_bytes(file.read_bytes()[:100])
+    for ask in (lambda: index.search(torch.randn(24)), index.files, index.windows, lambda: index.gone()):
+        with pytest.raises(CheckpointError, match="library cannot be read: "):
+            ask()
+    assert main(["search", "words", "--index", index.uri]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {index.uri} cannot be read: ")
+    for file in Path(index.uri, "windows.lance", "_versions").iterdir():
+        file.write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="library cannot be read: "):
+        Index.open(index.uri)
+    with pytest.raises(CheckpointError, match="library cannot be read: "):
+        len(index)
+
+
+def test_settings_are_checked_before_a_library_is_made(index, model_folder, folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def refused(*words: object) -> str:
+        assert main(["index", str(folder), *map(str, words)]) == 2
+        printed = capsys.readouterr()
+        assert printed.out == "" and printed.err.count("\n") == 1
+        return printed.err
+
+    new = ("--model", model_folder, "--out", "new")
+    assert "batch-size is 0: it must be 1 or more" in refused(*new, "--batch-size", 0)
+    assert "step_seconds is nan: it must be above 0, and finite" in refused(*new, "--step-seconds", "nan")
+    assert "window_seconds is inf" in refused(*new, "--window-seconds", "inf")
+    assert "--count 3 is for --windows uniform, these are sliding" in refused(*new, "--count", 3)
+    assert not Path("new").exists()
+    same = ("--out", index.uri)
+    wanted = (
+        "was made with --windows sliding, not --windows sliding --step-seconds 1: ask for the same, or choose another --out"
+    )
+    assert wanted in refused(*same, "--step-seconds", 1)
+    assert "not --windows uniform --count 2: ask" in refused(*same, "--windows", "uniform", "--count", 2)
+    assert main(["index", str(folder), *same, "--windows", "sliding"]) == 0
+    with pytest.raises(ConfigError, match="batch_size is 0"):
+        next(features.embed_windows(None, [], batch_size=0))
+
+
+def test_a_word_that_is_a_folder_is_words_and_answers_come_before_the_sheet(index, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("walk").mkdir()
+    torch.testing.assert_close(question(model, "walk"), model.embed_text(["walk"])[0])
+    Path("file").touch()
+    assert main(["search", "walk", "--index", index.uri, "--top", "2", "--json", "--sheet", "file/s.png"]) == 2
+    printed = capsys.readouterr()
+    assert len(json.loads(printed.out)) == 2 and "cannot write file/s.png" in printed.err
+
+
+def test_windows_of_a_library_are_taught(index, folder, tmp_path, capsys):
+    """Search, tag, head, the most uncertain next, on a library."""
+    from tubelet import classify
+
+    stored, seconds = index.windows()
+    assert features.read(index.uri).ids == stored.ids
+    path = folder / "translate_left" / "long.mp4"
+    first, last = (
+        index.search(video_vector(index.model(), path, 0, 0.7), 1)[0],
+        seconds[[p == str(path) for p in stored.paths]][-1],
+    )
+    rows = [f"{path},{first.start_seconds},{first.end_seconds},begin", f"{path},{last[0]},{last[1]},end"]
+    (tmp_path / "tags.csv").write_text("\n".join(["path,start,end,label", *rows]) + "\n")
+    found, unknown = classify.read_labels([tmp_path / "tags.csv"], stored)
+    assert sorted(found.values()) == ["begin", "end"] and unknown == [], "of overlapping windows only the one that was tagged"
+    head = str(tmp_path / "head")
+    fit = ["classify", "fit", index.uri, "--labels", str(tmp_path / "tags.csv"), "--kind", "knn", "--out", head]
+    assert main(fit) == 0 and "2 of 26 videos are labelled" in capsys.readouterr().out
+    asked = tmp_path / "next.csv"
+    assert main(["classify", "uncertain", head, index.uri, "--top", "3", "--out", str(asked)]) == 0
+    asked.write_text(asked.read_text().replace(",,", ",end,"))
+    assert main([*fit, "--labels", str(asked)]) == 0 and "5 of 26" in capsys.readouterr().out
+    assert main(["classify", "predict", head, index.uri, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["answers"]) == 26
+    (tmp_path / "files.csv").write_text(f"path,label\n{path},all\n")
+    assert len(classify.read_labels([tmp_path / "files.csv"], stored)[0]) == 14
+    (tmp_path / "old.csv").write_text(f"id,path,label\n{path}@0.100-9.000#1,{path},x\n")
+    assert classify.read_labels([tmp_path / "old.csv"], stored) == ({}, [f"{path}@0.100-9.000#1"])

@@ -6,10 +6,13 @@ takes, the videos that were labelled). Of videos with several rows of features (
 N rows of features, M questions, D values of a feature, E of a projection, K classes.
 """
 
+import contextlib
 import csv
 import io
 import json
+import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -193,8 +196,8 @@ def fit(
     (margin). DataError where fewer than two classes have a labelled video.
     """
     find.choose(kind, KINDS, "kind of head")
-    if k < 1 or margin <= 0 or (l2 is not None and l2 <= 0):
-        raise ConfigError(f"k is {k}, margin {margin}, l2 {l2}: k must be 1 or more, the others above 0")
+    if k < 1 or not all(value is None or 0 < value < math.inf for value in (margin, l2)):
+        raise ConfigError(f"k is {k}, margin {margin}, l2 {l2}: k must be 1 or more, the others above 0 and finite")
     rows = [row for row, id in enumerate(stored.ids) if id in labels]
     classes = tuple(sorted({labels[stored.ids[row]] for row in rows}, key=natural))
     if len(classes) < 2:
@@ -235,6 +238,8 @@ def predict(head: Head, stored: Stored, top: int = 5) -> list[Answer]:
 
 def uncertain(head: Head, stored: Stored, top: int = 20) -> list[Answer]:
     """The `top` videos without a label between whose two likeliest classes the head hesitates most, the most doubtful first."""
+    if top < 1:
+        raise ConfigError(f"top is {top}: ask for 1 video or more")
     known = set(head.labelled)
     asked = [answer for answer in predict(head, stored) if answer.id not in known]
     return sorted(asked, key=lambda answer: answer.margin)[:top]
@@ -246,35 +251,49 @@ def uncertain(head: Head, stored: Stored, top: int = 20) -> list[Answer]:
 def read_labels(paths: Sequence[str | Path], stored: Stored, split: str = "") -> tuple[dict[str, str], list[str]]:
     """({id: label}, names that no feature has) of tables with the columns label and id, or any that `tubelet finetune` takes.
 
-    Rows without a label are passed over. A video is known by its id in the features, or by its file. DataError for a table
-    without labels and for a video with two of them.
+    Rows without a label are passed over. A video is known by its id in the features, or by its file. Where features have seconds
+    (the windows of a library), the label of a file is that of all its windows, the label of a part (columns start and end) that of
+    the windows whose middle lies in it. DataError for a table without labels and for a video or window with two of them.
     """
-    by_file: dict[str, str] = {}
-    for id, path in zip(stored.ids, stored.paths, strict=True):
-        by_file.setdefault(os.path.realpath(path), id)
+    middles = [0.0] * len(stored.ids) if stored.seconds is None else stored.seconds.mean(dim=1).tolist()
+    real = {path: os.path.realpath(path) for path in set(stored.paths)}
+    by_file: dict[str, list[tuple[str, float]]] = {}
+    for id, path, middle in zip(stored.ids, stored.paths, middles, strict=True):
+        by_file.setdefault(real[path], []).append((id, middle))
     known = set(stored.ids)
     found: dict[str, str] = {}
     unknown: list[str] = []
     for table in paths:
-        for name, path, label in _labels_of(table, split):
-            id = name if name in known else by_file.get(os.path.realpath(path), "") if path else ""
-            if not id:
+        for name, path, label, start, end in _labels_of(table, split):
+            of_file = by_file.get(os.path.realpath(path), []) if path else []
+            if name in known:
+                ids = [name]
+            elif re.fullmatch(re.escape(path) + r"@.*#\d+", name, re.DOTALL):  # a window that the library no longer has
+                ids = []
+            elif stored.seconds is None:
+                ids = [id for id, _ in of_file[:1]]
+            else:
+                ids = [id for id, middle in of_file if start <= middle <= end]
+            if not ids:
                 unknown.append(name)
-            elif found.setdefault(id, label) != label:
-                raise DataError(f"{table} calls {name} {label!r}, but it was {found[id]!r} before: correct one of them")
+            for id in ids:
+                if found.setdefault(id, label) != label:
+                    raise DataError(f"{table} calls {name} {label!r}, but it was {found[id]!r} before: correct one of them")
     if not found and not unknown:
         raise DataError(f"no label in {', '.join(map(str, paths))}: wanted a table with the columns id (or path) and label")
     return found, unknown
 
 
-def _labels_of(table: str | Path, split: str) -> list[tuple[str, str, str]]:
-    """(id, path or "", label) of the labelled rows of a table: one with a column `id`, or a data set."""
+def _labels_of(table: str | Path, split: str) -> list[tuple[str, str, str, float, float]]:
+    """(id, path or "", label, from, to second) of the labelled rows of a table: one with a column `id`, or a data set."""
     try:
         with open(table, encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file)
             if rows.fieldnames and {"id", "label"} <= set(rows.fieldnames) and not split:
                 return [
-                    (row["id"], row.get("path") or "", row["label"].strip()) for row in rows if (row["label"] or "").strip()
+                    (row["id"], row.get("path") or "", row["label"].strip(), -math.inf, math.inf)
+                    for row in rows
+                    if (row["label"] or "").strip()
                 ]
     except (OSError, UnicodeDecodeError, csv.Error):
         pass  # a folder, or no CSV: the readers of data sets know what it is, or say what is wrong
@@ -282,7 +301,11 @@ def _labels_of(table: str | Path, split: str) -> list[tuple[str, str, str]]:
     if split and not any(example.split == split for example in examples):
         sides = sorted({example.split for example in examples if example.split})
         raise DataError(f"no split {split!r} in {table} (known: {', '.join(sides) or 'none'})")
-    return [(one.id, one.path, one.label) for one in examples if one.label and (not split or one.split == split)]
+    return [
+        (one.id, one.path, one.label, one.start_seconds or 0, math.inf if one.end_seconds is None else one.end_seconds)
+        for one in examples
+        if one.label and (not split or one.split == split)
+    ]
 
 
 def to_label(answers: Sequence[Answer]) -> str:
@@ -312,9 +335,17 @@ def save(head: Head, folder: str | Path) -> Path:
         os.chmod(draft, 0o755)  # mkdtemp makes it private
         if folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-            os.rename(folder, old / folder.name)
-            os.rename(draft, folder)
-            shutil.rmtree(old)
+            try:
+                os.rename(folder, old / folder.name)
+                try:
+                    os.rename(draft, folder)
+                except BaseException:
+                    os.rename(old / folder.name, folder)
+                    raise
+                shutil.rmtree(old / folder.name, ignore_errors=True)
+            finally:
+                with contextlib.suppress(OSError):  # it is kept while the older head is in it
+                    old.rmdir()
         else:
             os.rename(draft, folder)
     except (OSError, SafetensorError) as error:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tubelet import storage
 from tubelet.errors import CheckpointError, ConfigError, DataError, VideoError
 from tubelet.evaluate.multiview import View, videos, views
 from tubelet.loading import AHEAD_BYTES, cores, each_view
@@ -127,6 +128,8 @@ def embed_windows(
     order. Clips of several files fill a batch together. skip(example): how many of its first windows are left out. Memory stays
     flat, however long the videos are.
     """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}: it must be 1 or more")
     device = next(model.parameters()).device
     spec, was_training = model.spec, model.training
     clip_bytes = spec.frames * spec.size**2 * 3
@@ -329,7 +332,8 @@ def write_parquet(path: str | Path, features: Iterable[Feature], model: Model, p
 class Stored:
     """Features that were written: row i is vectors[i], float32 (N,D), of the video ids[i] at paths[i].
 
-    fingerprint and model say what made them. Several rows have one id where there is one for each clip.
+    fingerprint and model say what made them. Several rows have one id where there is one for each clip. seconds float64 (N,2): of
+    the windows of a library, from when to when each is.
     """
 
     ids: tuple[str, ...]
@@ -337,10 +341,12 @@ class Stored:
     vectors: Tensor
     fingerprint: str
     model: str
+    seconds: Tensor | None = None
 
 
 def read(path: str | Path) -> Stored:
-    """What `write_parquet` wrote, or a folder of partitions that `tubelet embed --engine` filled.
+    """What `write_parquet` wrote, a folder of partitions that `tubelet embed --engine` filled, or the windows of a library that
+    `tubelet index` made.
 
     DataError where there are no features, an unfinished folder or values that are not finite; CheckpointError where parts of a
     folder are of different models.
@@ -348,9 +354,19 @@ def read(path: str | Path) -> Stored:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if is_library(path):
+        from tubelet.search import Index
+
+        stored = Index.open(path).windows()[0]
+        if not stored.ids:
+            raise DataError(f"{path} is empty: no video has been indexed yet")
+        return stored
     place = Path(path)
     if not place.exists():
-        raise DataError(f"{place} does not exist: give what `tubelet embed` wrote, a Parquet file or a folder of them")
+        raise DataError(
+            f"{place} does not exist: give what `tubelet embed` wrote, a Parquet file or a folder of them, or a library of "
+            "`tubelet index`"
+        )
     files = [place]
     if place.is_dir():
         files = sorted((place / "results").glob("part-*.parquet"))
@@ -381,6 +397,11 @@ def read(path: str | Path) -> Stored:
     if not torch.isfinite(vectors).all():
         raise DataError(f"{place} holds features that are not finite: the model that made them is broken")
     return Stored(tuple(table["id"].to_pylist()), tuple(table["path"].to_pylist()), vectors, made_by, model)
+
+
+def is_library(path: str | Path) -> bool:
+    """Whether a path looks like a library of `tubelet index`: an address, or a folder with its table."""
+    return storage.is_remote(path) or (Path(path) / "windows.lance").is_dir()
 
 
 def _partitions(folder: Path) -> int | None:

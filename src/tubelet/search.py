@@ -44,6 +44,7 @@ LEVELS = ("window", "minute", "video")
 EXACT_ROWS = 50_000  # up to here a look at every vector takes no longer than a person notices
 CELL_ROWS = 1000  # of a cell of the approximate index, about
 PROBES = 160  # cells that a query looks at: of a million vectors 16 %, which found .953 of the nearest ten in clustered ones
+PIECES = 100  # of a large table, written one after another, that are joined and indexed anew although their rows are few
 REFINE = 5  # times as many candidates as are asked for are compared by their whole vectors
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 COMMIT_SECONDS = 15.0  # from one commit of finished videos to the next
@@ -55,7 +56,8 @@ KEPT = datetime.timedelta(hours=1)  # how long readers may hold on to what has b
 @dataclass(frozen=True)
 class About:
     """What the vectors of a library are: made by which model (name, fingerprint of its weights, where it lay), of which clips
-    and windows, of which width. Vectors of another space cannot be compared with them."""
+    and windows, of which width; settings: hash of the model's name and options, "" in libraries of before it was kept. Vectors of
+    another space cannot be compared with them."""
 
     model: str
     fingerprint: str
@@ -63,6 +65,7 @@ class About:
     width: int
     clip: ClipSpec
     windows: Windows
+    settings: str = ""
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **asdict(self), "clip": self.clip.to_dict()})
@@ -70,7 +73,7 @@ class About:
     @classmethod
     def from_json(cls, text: str) -> "About":
         values = json.loads(text)
-        if values.pop("format") != FORMAT:
+        if values.pop("format", None) != FORMAT:
             raise DataError("the library was written by another version of tubelet: index the folder again")
         return cls(**{**values, "clip": ClipSpec.from_dict(values["clip"]), "windows": Windows(**values["windows"])})
 
@@ -109,8 +112,9 @@ class Added:
 
 @dataclass(frozen=True)
 class Filter:
-    """Which stretches are looked at. path: a file, the beginning of a path, or a pattern with * and ?. label: exactly so. since,
-    until: dates of the files, such as 2026-11-21 or 2026-11-21T18:30, both included as far as they are given."""
+    """Which stretches are looked at. path: a file, a folder, or a pattern with * and ?. label: exactly so. since, until: dates of
+    the files in any form of ISO 8601, such as 2026-11-21, 2026-W47 or 2026-11-21T18:30Z, both included as far as they are given: a
+    day to its end, a minute to its end. Without a zone they are by this machine's clock."""
 
     path: str = ""
     label: str = ""
@@ -121,26 +125,27 @@ class Filter:
         for name in ("since", "until"):
             value = getattr(self, name)
             try:
-                _ = value and datetime.datetime.fromisoformat(value)
-            except ValueError as error:
+                _ = value and _times(value)
+            except (ValueError, OverflowError) as error:
                 raise ConfigError(f"{name} is {value!r}: a date such as 2026-11-21 or 2026-11-21T18:30 is wanted") from error
 
     def sql(self) -> list[str]:
         """Conditions on the columns of the table."""
         found = []
         if self.path:
-            place = self.path if self.path.startswith("*") else storage.absolute(self.path)
+            place = self.path if self.path.startswith("*") else _folder(self.path)
             if any(letter in place for letter in "*?"):
                 pattern = "".join({"*": ".*", "?": "."}.get(letter, re.escape(letter)) for letter in place)
                 found.append(f"regexp_like(path, {_quoted(f'^(?s:{pattern})$')})")
             else:
-                found.append(f"starts_with(path, {_quoted(place)})")
+                inside = [f"starts_with(path, {_quoted(place.rstrip('/') + more)})" for more in ("/", "::")]  # :: in a tar
+                found.append(f"(path = {_quoted(place)} OR {' OR '.join(inside)})")
         if self.label:
             found.append(f"label = {_quoted(self.label)}")
         if self.since:
-            found.append(f"date >= {_quoted(self.since)}")
+            found.append(f"date >= {_quoted(_times(self.since)[0].isoformat())}")
         if self.until:
-            found.append(f"date < {_quoted(self.until + '~')}")  # all that begins with it
+            found.append(f"date < {_quoted(_times(self.until)[1].isoformat())}")
         return found
 
 
@@ -156,7 +161,8 @@ class Index:
         """The library at `uri`, made where there is none. ConfigError where it is there and holds vectors of another model or
         of other windows."""
         uri = str(uri)
-        asked = About(model.name, fingerprint(model), _place(model_path), model.width, model.spec, windows)
+        place = _place(model_path)
+        asked = About(model.name, fingerprint(model), place, model.width, model.spec, windows, _settings(model))
         database = _connect(uri)
         if "windows" not in _tables(database):
             columns = _schema(asked)
@@ -167,7 +173,8 @@ class Index:
         index.check(model)
         if index.about.windows != windows:
             raise ConfigError(
-                f"{uri} was made with {index.about.windows}, not {windows}: ask for the same, or choose another --out"
+                f"{uri} was made with {_flags(index.about.windows)}, not {_flags(windows)}: ask for the same, or choose another "
+                "--out"
             )
         return index
 
@@ -180,10 +187,20 @@ class Index:
         database = _connect(uri)
         if "windows" not in _tables(database):
             raise DataError(f"{uri} holds no library: make one with `tubelet index DIR --model MODEL --out {uri}`")
-        metadata = database.open_table("windows").schema.metadata or {}
-        if b"tubelet.search" not in metadata:
-            raise DataError(f"{uri} was not written by `tubelet index`: choose another --out")
-        return cls(uri, database, About.from_json(metadata[b"tubelet.search"].decode()))
+        with _reading(uri):
+            metadata = database.open_table("windows").schema.metadata or {}
+            if b"tubelet.search" not in metadata:
+                raise DataError(f"{uri} was not written by `tubelet index`: choose another --out")
+            return cls(uri, database, About.from_json(metadata[b"tubelet.search"].decode()))
+
+    def model(self, device: torch.device | str = "cpu") -> Model:
+        """The model that the library was made with. CheckpointError where it no longer is where it was."""
+        from tubelet.weights.load import load_model
+
+        try:
+            return load_model(self.about.model_path, torch.device(device))
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; {self.uri} was made with it: if it has moved, name it with --model") from error
 
     def check(self, model: Model) -> None:
         """ConfigError unless the vectors of `model` may be compared with those of the library."""
@@ -198,15 +215,29 @@ class Index:
                 f"{self.uri} holds vectors of {self.about.model} {self.about.fingerprint}, and this is {model.name} {other}, whose "
                 f"vectors lie in another space: ask with {self.about.model_path}, or index the videos again"
             )
+        if model.spec != self.about.clip:
+            ours, theirs = self.about.clip.to_dict(), model.spec.to_dict()
+            other = ", ".join(f"{name} {theirs[name]}, not {value}" for name, value in ours.items() if theirs[name] != value)
+            raise ConfigError(
+                f"{self.uri} holds vectors of other clips than {model.name} takes here (clip.{other}): ask with the model as it "
+                f"was, {self.about.model_path}, or index the videos again"
+            )
+        if self.about.settings and self.about.settings != _settings(model):
+            raise ConfigError(
+                f"{self.uri} holds vectors of {self.about.model} with other options than {model.name} has here, although the "
+                f"weights are the same: ask with the model as it was, {self.about.model_path}, or index the videos again"
+            )
 
     def __len__(self) -> int:
         """Windows in the library."""
-        count: int = self._rows().count_rows("per = 'window'")
+        with _reading(self.uri):
+            count: int = self._rows().count_rows("per = 'window'")
         return count
 
     def files(self) -> dict[str, str]:
         """Path of every indexed video, or part of one, by its name in the library."""
-        found = self._rows().search().where("per = 'video'").select(["item", "path"]).limit(None).to_arrow()
+        with _reading(self.uri):
+            found = self._rows().search().where("per = 'video'").select(["item", "path"]).limit(None).to_arrow()
         return dict(zip(found["item"].to_pylist(), found["path"].to_pylist(), strict=True))
 
     def add(
@@ -221,8 +252,11 @@ class Index:
         """Embed the videos that are new or changed (size, time, label or text) and put them into the library.
 
         on_window(Embedded) is called for every window and on_video(example, problem) for every video that is done, also for
-        those that are unchanged. ConfigError as `check`; CheckpointError where the library cannot be written.
+        those that are unchanged. What is known of a changed video that can no longer be read is taken out. ConfigError as `check`;
+        CheckpointError where the library cannot be written.
         """
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}: it must be 1 or more")
         self.check(model)
         added = Added()
         with _writing(self.uri):
@@ -300,11 +334,14 @@ class Index:
                         left[name] = left.get(name, 0) + len(held[name])
                         held[name] = []
                     continue
-                rows = held.pop(name)
-                if event.problem:
-                    added.missing.append((event.example.id, event.problem))
+                rows, problem = held.pop(name), event.problem
+                if problem:
                     if name in left:
                         pending.delete(_one_of([name]))
+                    if name in known:
+                        table.delete(_one_of([name]))
+                        problem += "; it has changed, so what was known of it was taken out of the library"
+                    added.missing.append((event.example.id, problem))
                 else:
                     if name in left:
                         found = pending.search().where(_one_of([name])).limit(None).to_arrow()
@@ -313,7 +350,7 @@ class Index:
                     added.changed += name in known
                     added.new += name not in known
                 if on_video:
-                    on_video(event.example, event.problem)
+                    on_video(event.example, problem)
                 if len(ready) >= COMMIT_ROWS or time.monotonic() - last > COMMIT_SECONDS:
                     commit()
         finally:  # also what was done when Ctrl-C came
@@ -326,19 +363,18 @@ class Index:
     def windows(self) -> tuple[Stored, Tensor]:
         """(the vectors of every window, for `tubelet.classify`; float64 (N,2), the seconds each is from and to)."""
         columns = ["id", "path", "start_seconds", "end_seconds", "vector"]
-        found = self._rows().search().where("per = 'window'").select(columns).limit(None).to_arrow()
+        with _reading(self.uri):
+            found = self._rows().search().where("per = 'window'").select(columns).limit(None).to_arrow()
         flat = found["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         vectors = torch.from_numpy(flat.copy()).view(-1, self.about.width)
         seconds = torch.from_numpy(np.stack([found[name].to_numpy() for name in columns[2:4]], axis=1))
         ids, paths = (tuple(found[name].to_pylist()) for name in columns[:2])
-        return Stored(ids, paths, vectors, self.about.fingerprint, self.about.model), seconds
+        return Stored(ids, paths, vectors, self.about.fingerprint, self.about.model, seconds), seconds
 
-    def gone(self, below: Sequence[str | Path] = ("",)) -> list[str]:
-        """Names of the indexed videos below these places whose files are no longer there."""
-        places = [storage.absolute(place) if str(place) else "" for place in below]
-        inside = {
-            name: path for name, path in self.files().items() if any(path.startswith(place) or not place for place in places)
-        }
+    def gone(self, below: Sequence[str | Path] | None = None) -> list[str]:
+        """Names of the indexed videos whose files are no longer there; only those that are, or lie in folders, `below`."""
+        places = None if below is None else {_folder(place) for place in below}
+        inside = {name: path for name, path in self.files().items() if places is None or _lies_in(path, places)}
         return sorted(name for name, path in inside.items() if not _exists(path))
 
     def remove(self, names: Sequence[str]) -> None:
@@ -364,7 +400,8 @@ class Index:
             raise ConfigError(
                 f"the question is a vector of {tuple(vector.shape)}, the library holds vectors of {self.about.width}"
             )
-        table = self._rows()
+        with _reading(self.uri):
+            table = self._rows()
         where = " AND ".join([f"per = '{per}'", *(only.sql() if only else ())])
         query = unit(vector).numpy()
         asked = 4 * top + 20
@@ -375,7 +412,7 @@ class Index:
                 break
             asked *= 4
         if not hits:
-            if not self._rows().count_rows():
+            if not len(self):
                 raise DataError(f"{self.uri} is empty: no video has been indexed yet")
             raise DataError(f"nothing in {self.uri} is of the kind asked for: leave out --path, --label, --since or --until")
         return hits
@@ -383,9 +420,10 @@ class Index:
     def _nearest(self, table: Any, query: np.ndarray, where: str, count: int, exact: bool) -> list[dict[str, Any]]:
         asked = table.search(query, vector_column_name="vector").distance_type("cosine").where(where, prefilter=True)
         columns = ["path", "start_seconds", "end_seconds", "shot", "label", "text", "date", "_distance"]
-        asked = asked.limit(count).select(columns)
-        asked = asked.bypass_vector_index() if exact else asked.nprobes(PROBES).refine_factor(REFINE)
-        rows: list[dict[str, Any]] = asked.to_list()
+        # More cells than PROBES (0: all) only where a filter leaves too few answers in these, as a rare label does.
+        near = asked.bypass_vector_index() if exact else asked.minimum_nprobes(PROBES).maximum_nprobes(0).refine_factor(REFINE)
+        with _reading(self.uri):
+            rows: list[dict[str, Any]] = near.limit(count).select(columns).to_list()
         return rows
 
     def _rows(self) -> Any:
@@ -400,6 +438,7 @@ class Index:
         many = rows > EXACT_ROWS
         if many and any(one.name == "vector_idx" for one in table.list_indices()):
             many = table.index_stats("vector_idx").num_unindexed_rows > min(EXACT_ROWS // 2, rows // 10)
+            many = many or table.stats()["fragment_stats"]["num_fragments"] > PIECES
             if not many:
                 return
         table.optimize(cleanup_older_than=KEPT)
@@ -425,14 +464,15 @@ def item(example: Example) -> str:
 
 
 def question(model: Model, query: str, start: float | None = None, end: float | None = None) -> Tensor:
-    """float32 (D,) of words, of a video file (or its part between two seconds) or of a picture file, whichever it is.
+    """float32 (D,) of words, of a video file (or its part between two seconds) or of a picture file, whichever it is. What is no
+    file is words, also where a folder has that name.
 
     ConfigError for an empty question, words to a model that reads none, and a part of what is no video; DataError for the name of
     a file that is not there; VideoError for one that cannot be read.
     """
     suffix = os.path.splitext(query)[1].lower()
     picture = suffix in PICTURES
-    if not (_exists(query) if query.strip() and "\0" not in query else False):
+    if not (_is_file(query) if query.strip() and "\0" not in query else False):
         if picture or is_video(query):
             raise DataError(f"{query} does not exist: give words, or a video or picture that is there")
         if start is not None or end is not None:
@@ -511,11 +551,17 @@ def _storage_options() -> dict[str, str]:
 
 
 def _tables(database: Any) -> list[str]:
+    with _reading(database.uri):
+        return list(database.list_tables().tables)
+
+
+@contextlib.contextmanager
+def _reading(uri: str) -> Iterator[None]:
+    """What LanceDB raises for a damaged library, or one out of reach, becomes a CheckpointError."""
     try:
-        names: list[str] = list(database.list_tables().tables)
+        yield
     except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{database.uri} cannot be read: {_first_line(error)}") from error
-    return names
+        raise CheckpointError(f"{uri} cannot be read: {_first_line(error)}") from error
 
 
 @contextlib.contextmanager
@@ -642,6 +688,42 @@ def _date(path: str) -> str | None:
         return None
 
 
+def _times(value: str) -> tuple[datetime.datetime, datetime.datetime]:
+    """(first moment, first moment after it) of a date in ISO 8601 with or without a time, by this machine's clock and without a
+    zone, as dates are stored. ValueError or OverflowError where it is none."""
+    start = datetime.datetime.fromisoformat(value.strip())
+    parts = re.fullmatch(r"(\d{4}-?\d\d-?\d\d|\d{4}-?W\d\d(?:-?\d)?)(?:.(.*))?", value.strip(), re.DOTALL)
+    if parts is None:
+        raise ValueError(f"{value!r} is no date")
+    if parts[2]:
+        digits = sum(letter.isdigit() for letter in re.split("[Z+-]", parts[2])[0])
+        lasts = datetime.timedelta(seconds={2: 3600, 4: 60}.get(digits, 1))
+    else:
+        lasts = datetime.timedelta(days=7 if re.fullmatch(r"\d{4}-?W\d\d", parts[1]) else 1)
+    if start.tzinfo is not None:
+        start = start.astimezone().replace(tzinfo=None)
+    whole = start.replace(microsecond=0)
+    return start, whole + lasts if whole < datetime.datetime.max - lasts else datetime.datetime.max
+
+
+def _folder(place: str | Path) -> str:
+    """The absolute path or address without a slash at its end."""
+    return storage.absolute(place).rstrip("/") or "/"
+
+
+def _lies_in(path: str, places: set[str]) -> bool:
+    """Whether the path, or a folder that it lies in, is one of the places."""
+    while path not in places:
+        path, before = os.path.dirname(path), path
+        if path == before:
+            return False
+    return True
+
+
+def _is_file(path: str) -> bool:
+    return os.path.isfile(path) if storage.is_plain(path) else _exists(path)
+
+
 def _exists(path: str) -> bool:
     try:
         storage.stat(path)
@@ -685,6 +767,22 @@ def _distinct(rows: list[dict[str, Any]], top: int) -> list[Hit]:
 def _place(path: str | Path) -> str:
     """An absolute path where there is one; a hub id stays."""
     return storage.absolute(path) if Path(path).exists() else str(path)
+
+
+def _settings(model: Model) -> str:
+    """Hash of what else than weights and clips makes a model's function: its name and options."""
+    return hashlib.blake2b(
+        json.dumps([model.name, model.options], sort_keys=True, default=str).encode(), digest_size=8
+    ).hexdigest()
+
+
+def _flags(windows: Windows) -> str:
+    """The Windows as `tubelet index` is asked for them."""
+    values = {"window-seconds": windows.window_seconds, "step-seconds": windows.step_seconds}
+    values["count"] = windows.count if windows.kind == "uniform" else None
+    return " ".join(
+        [f"--windows {windows.kind}", *(f"--{name} {value:g}" for name, value in values.items() if value is not None)]
+    )
 
 
 def _one_of(names: Sequence[str]) -> str:

@@ -112,7 +112,10 @@ def test_what_cannot_be_aligned_is_said(
     (captions / "bare.csv").write_text("\n".join([*rows[:3], f"{path},  ,{rest.partition(',')[2]}", *rows[4:]]))
     out = ["--out", str(tmp_path / "run")]
     for words, said in [
-        (["none", str(captions / "bare.csv")], f"1 of 12 videos have no caption, the first is {path}: give a table"),
+        (
+            ["none", str(captions / "bare.csv")],
+            f"1 of {len(rows) - 1} videos have no caption, the first is {path}: give a table",
+        ),
         (["none", str(captions), "--text", str(tmp_path)], "has no model.safetensors"),
         ([str(tmp_path / "nothing"), str(captions)], "no model at"),
         (["none", str(captions), "--freeze", "vide"], "unknown freeze 'vide': did you mean 'video'"),

@@ -36,11 +36,12 @@ def command(
     action
         "fit", "predict" or "uncertain".
     paths
-        For "fit" the features: a Parquet file, or the folder that `tubelet embed --engine` filled. Otherwise the head, then
-        features; for "predict" also videos, folders or tables, with --model.
+        For "fit" the features: a Parquet file, the folder that `tubelet embed --engine` filled, or a library of `tubelet index`,
+        whose windows are taught and asked one by one. Otherwise the head, then features; for "predict" also videos, folders or
+        tables, with --model.
     labels
-        Tables with the columns label and id (or path); rows with an empty label are passed over. May be given several times. With
-        "predict": how often the head is right about these.
+        Tables with the columns label and id (or path; for a library also start and end); rows with an empty label are passed
+        over. May be given several times. With "predict": how often the head is right about these.
     out
         What is written: the folder of the head; for "predict" and "uncertain" a CSV.
     kind
@@ -117,10 +118,11 @@ def _features(paths: tuple[str, ...], head: "Head", model: str, clips: int) -> t
 
     import torch
 
-    from tubelet import datasets, features
+    from tubelet import datasets, features, storage
     from tubelet.errors import ConfigError, DataError
 
-    if len(paths) == 1 and (paths[0].endswith(".parquet") or os.path.isdir(os.path.join(paths[0], "results"))):
+    stored = features.is_library(paths[0]) and not (model and storage.is_remote(paths[0]))  # with a model: videos elsewhere
+    if len(paths) == 1 and (stored or paths[0].endswith(".parquet") or os.path.isdir(os.path.join(paths[0], "results"))):
         return features.read(paths[0]), []
     if not model:
         raise ConfigError(

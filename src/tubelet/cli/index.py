@@ -1,7 +1,7 @@
 """`tubelet index`: folders of videos become a library that `tubelet search` looks things up in."""
 
 import sys
-from typing import Literal
+from typing import Any, Literal
 
 from tubelet.cli._print import emit_json, note
 
@@ -10,10 +10,10 @@ def command(
     *data: str,
     model: str = "",
     out: str = "library",
-    windows: Literal["sliding", "uniform", "shots"] = "sliding",
+    windows: Literal["sliding", "uniform", "shots"] | None = None,
     window_seconds: float | None = None,
     step_seconds: float | None = None,
-    count: int = 5,
+    count: int | None = None,
     prune: bool = False,
     batch_size: int = 8,
     workers: int | None = None,
@@ -34,16 +34,16 @@ def command(
     out
         The library: a folder, or an address such as s3://bucket/library (with the usual AWS_... environment variables).
     windows
-        Where clips are taken: "sliding" from the first frame to the last, "uniform" spread evenly, "shots" sliding within each
-        shot.
+        Where clips are taken: "sliding" from the first frame to the last (default), "uniform" spread evenly, "shots" sliding
+        within each shot. These and the next three are those of the library where there is one.
     window_seconds
         What a window spans. Default: what a clip of the model spans.
     step_seconds
         From one window to the next. Default: half a window.
     count
-        Windows of a video with --windows uniform.
+        Windows of a video with --windows uniform. Default: 5.
     prune
-        Take videos of these folders out of the library whose files are no longer there.
+        Take videos of these folders (or of the folders that a table names) out of the library whose files are no longer there.
     batch_size
         Clips per forward pass.
     workers
@@ -53,6 +53,8 @@ def command(
     json
         Print a JSON object that says what was done.
     """
+    from dataclasses import replace
+
     from tqdm import tqdm
 
     from tubelet import datasets
@@ -61,20 +63,29 @@ def command(
     from tubelet.records import Example
     from tubelet.search import Index
     from tubelet.train.device import choose_device
-    from tubelet.video.stream import Windows
+    from tubelet.video.stream import SLIDING
     from tubelet.weights.load import load_model
 
-    asked = Windows(windows, window_seconds, step_seconds, count)
+    if batch_size < 1:
+        raise ConfigError(f"--batch-size is {batch_size}: it must be 1 or more")
+    given: dict[str, Any] = {"kind": windows, "window_seconds": window_seconds, "step_seconds": step_seconds, "count": count}
+    given = {name: value for name, value in given.items() if value is not None}
+    replace(SLIDING, **given)  # are they possible, before anything is read
     examples = datasets.read_many(data).examples
     before = None
-    if not model:
-        try:
-            before = Index.open(out)
-        except DataError as error:
+    try:
+        before = Index.open(out)
+    except DataError as error:
+        if not model:
             raise ConfigError(f"--model is missing: {error}") from error
-        model = before.about.model_path
-    network = load_model(model, choose_device(device))
-    index = Index.create(out, network, model, asked if before is None else before.about.windows)
+    asked = replace(before.about.windows if before else SLIDING, **given)
+    if count is not None and asked.kind != "uniform":
+        raise ConfigError(f"--count {count} is for --windows uniform, these are {asked.kind}")
+    if before and not model:
+        network, model = before.model(choose_device(device)), before.about.model_path
+    else:
+        network = load_model(model, choose_device(device))
+    index = Index.create(out, network, model, asked)
     with tqdm(total=len(examples), desc=f"indexing into {out}", unit="video", file=sys.stderr, disable=None) as bar:
 
         def on_window(one: Embedded) -> None:
@@ -87,7 +98,7 @@ def command(
                 bar.write(f"left out: {example.id}: {problem}", file=sys.stderr)
 
         added = index.add(network, examples, batch_size, workers, on_window, on_video)
-    gone = index.gone(data)
+    gone = index.gone(_places(data))
     if prune:
         index.remove(gone)
     elif gone:
@@ -111,3 +122,19 @@ def command(
         pruned = f", {len(gone)} taken out" if prune and gone else ""
         print(f"{out}: {done}{left}{pruned}; {len(index)} windows of {index.about.width} values in all")
     return 2 if added.missing else 0
+
+
+def _places(data: tuple[str, ...]) -> list[str]:
+    """What `data` stands for on disk: folders and videos themselves, tables for the folders of their videos."""
+    import os
+
+    from tubelet import datasets
+    from tubelet.datasets._files import is_video
+
+    found = set()
+    for place in data:
+        if os.path.isdir(place) or is_video(place):
+            found.add(place)
+        else:
+            found |= {os.path.dirname(example.path) for example in datasets.read(place).examples}
+    return sorted(found)

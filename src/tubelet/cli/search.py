@@ -45,13 +45,13 @@ def command(
     per
         What an answer is: a window, a minute or a whole video.
     path
-        Only files whose path begins so, or fits a pattern with * and ?.
+        Only this file, or the files below this folder, or those that fit a pattern with * and ?.
     label
         Only files of this label.
     since
-        Only files of this date or later: 2026-11-21 or 2026-11-21T18:30.
+        Only files of this date or later: 2026-11-21 or 2026-11-21T18:30, by this machine's clock unless a zone is given.
     until
-        Only files of this date or earlier.
+        Only files of this date or earlier, the day (or minute) included.
     exact
         Look at all vectors, however many there are.
     sheet
@@ -72,20 +72,20 @@ def command(
 
     library = Index.open(index)
     only = Filter(path, label, since, until)
-    network = load_model(model or library.about.model_path, choose_device(device))
+    network = load_model(model, choose_device(device)) if model else library.model(choose_device(device))
     library.check(network)
     vector = question(network, query, start, end)
     began = time.perf_counter()
     hits = library.search(vector, top, per, only, exact)
     taken = time.perf_counter() - began
+    if json:
+        emit_json([asdict(hit) for hit in hits])
+    else:
+        table([_line(number, hit) for number, hit in enumerate(hits, 1)])
+        print(f"{len(hits)} answers from {len(library)} windows in {1000 * taken:.0f} ms")
     if sheet:
         write_atomically(Path(sheet), contact_sheet(hits))
         note(f"{sheet}: {len(hits)} rows")
-    if json:
-        emit_json([asdict(hit) for hit in hits])
-        return
-    table([_line(number, hit) for number, hit in enumerate(hits, 1)])
-    print(f"{len(hits)} answers from {len(library)} windows in {1000 * taken:.0f} ms")
 
 
 def _line(number: int, hit: "Hit") -> dict[str, object]:

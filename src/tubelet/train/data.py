@@ -27,8 +27,8 @@ def load(config: DataConfig, needs_labels: bool, needs_text: bool = False) -> tu
     whole = datasets.read_many(config.train, config.format)
     others = datasets.read_many(config.val, config.format) if config.val else None
     train, val = divide(whole, config, needs_labels, others, needs_text)
-    for side in (train, val) if needs_text else ():
-        check_captions(side.examples if side else ())
+    if needs_text:
+        check_captions([*train.examples, *(val.examples if val else ())])
     for remark in _remarks([one for one in (whole, others) if one], train, val, needs_labels):
         say(remark)
     return _limited(train, config.limit, config.split_seed), val

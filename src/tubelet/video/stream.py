@@ -8,6 +8,7 @@ of a file that proves nothing by its packets (AVI, GIF) takes one more decode be
 F frames of the file, T frames of a clip, L frames that a window spans, s frames from one window to the next.
 """
 
+import math
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -54,8 +55,8 @@ class Windows:
         choose(self.kind, KINDS, "kind of windows")
         for name in ("window_seconds", "step_seconds", "count"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"{name} is {value:g}: it must be above 0")
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ConfigError(f"{name} is {value:g}: it must be above 0, and finite")
 
 
 SLIDING = Windows()
