@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tubelet import search, storage
 from tubelet.classify import fit
-from tubelet.errors import DataError, printable
+from tubelet.errors import CheckpointError, DataError, printable
 from tubelet.features import fingerprint
 from tubelet.models._model import Model
 from tubelet.search import Hit, Index
@@ -45,8 +45,11 @@ class Library:
     def __init__(self, uri: str, device: str, networks: Sequence[Model] = ()) -> None:
         self.index = Index.open(uri)
         about = self.index.about
-        fitting = [network for network in networks if fingerprint(network) == about.fingerprint]
-        self.network = fitting[0] if fitting else load_model(about.model_path, choose_device(device))
+        fitting = [one for one in networks if (fingerprint(one), one.spec) == (about.fingerprint, about.clip)]
+        try:
+            self.network = fitting[0] if fitting else load_model(about.model_path, choose_device(device))
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; {uri} was made with it: serve it beside the others if it has moved") from error
         self.index.check(self.network)
         self.paths: dict[str, str] = {}  # by key
         self.keys: dict[str, str] = {}  # and the other way round
