@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,7 +32,6 @@ from tubelet.web.rows import (
     Found,
     LibraryRow,
     ModelRow,
-    MomentRow,
     PredictionRow,
     Problem,
     Question,
@@ -42,10 +40,9 @@ from tubelet.web.rows import (
     TimelineRow,
     Times,
     Top,
-    VideoRow,
     Which,
 )
-from tubelet.web.uploads import Uploads, without
+from tubelet.web.uploads import Upload, Uploads, without
 from tubelet.web.work import Served
 
 DEFAULTS = Options()
@@ -139,7 +136,7 @@ def make_app(
         status_code=201,
         openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": BINARY}}}},
     )
-    async def upload(request: Request) -> VideoRow:
+    async def upload(request: Request) -> Upload:
         """Take in a video or a picture: the body is the file itself. The same bytes get the same id."""
         length = request.headers.get("content-length", "")
         async with desk.upload():
@@ -148,12 +145,12 @@ def make_app(
             found = await desk.work(request, lambda stop: uploads.keep(received, stop))
         finally:
             uploads.drop(received)
-        return VideoRow(**asdict(found))
+        return found
 
     @app.get("/api/videos/{id}")
-    async def about(id: str) -> VideoRow:
+    async def about(id: str) -> Upload:
         """What is known of an upload."""
-        return VideoRow(**asdict(uploads.get(id)))
+        return uploads.get(id)
 
     @app.get("/api/videos/{id}/file", response_class=FileResponse, responses=FILE)
     async def file(id: str) -> FileResponse:
@@ -256,7 +253,7 @@ def make_app(
                 found = await desk.work(request, lambda stop: place.by_video(path, *part, question.top))
         else:
             found = await desk.work(request, lambda stop: place.by_words(question.words, question.top))
-        return Found(hits=[MomentRow(**asdict(one)) for one in found], seconds=time.perf_counter() - began)
+        return Found(hits=found, seconds=time.perf_counter() - began)
 
     @app.post("/api/heads")
     async def teach(request: Request, tags: Tags) -> Taught:
@@ -264,8 +261,7 @@ def make_app(
         place = some_library()
         given = [(tag.key, tag.start_seconds, tag.end_seconds, tag.label) for tag in tags.tags]
         found = await desk.work(request, lambda stop: place.teach(given, tags.top))
-        surest, uncertain = ([MomentRow(**asdict(one)) for one in found[name]] for name in ("surest", "uncertain"))
-        return Taught(classes=found["classes"], seconds=found["seconds"], surest=surest, uncertain=uncertain)
+        return Taught(**found)
 
     @app.get("/api/library/{key}/file", response_class=FileResponse, responses=FILE)
     async def library_file(key: str) -> FileResponse:

@@ -1,9 +1,11 @@
-"""What goes in and out as JSON, as /openapi.json describes it."""
+"""What goes in and out as JSON, as /openapi.json describes it, beside `uploads.Upload` and `library.Moment`."""
 
 from typing import Annotated
 
 from fastapi import Query
 from pydantic import BaseModel, Field
+
+from tubelet.web.library import Moment
 
 
 class Problem(BaseModel):
@@ -21,19 +23,6 @@ class ModelRow(BaseModel):
     size: int
     rebuilds: bool
     attends: bool
-
-
-class VideoRow(BaseModel):
-    """An upload; its id is the SHA-256 of its bytes."""
-
-    id: str
-    bytes: int
-    seconds: float
-    frames: int
-    fps: float
-    width: int
-    height: int
-    codec: str
 
 
 class ClassRow(BaseModel):
@@ -79,21 +68,8 @@ class Question(BaseModel):
     top: int = Field(12, ge=1, le=100)
 
 
-class MomentRow(BaseModel):
-    """A stretch of a file of the library; key is what its file is called here, name what a person calls it."""
-
-    key: str
-    name: str
-    start_seconds: float
-    end_seconds: float
-    score: float
-    label: str
-    text: str
-    gone: bool
-
-
 class Found(BaseModel):
-    hits: list[MomentRow]
+    hits: list[Moment]
     seconds: float
 
 
@@ -114,8 +90,8 @@ class Taught(BaseModel):
 
     classes: list[str]
     seconds: float
-    surest: list[MomentRow]
-    uncertain: list[MomentRow]
+    surest: list[Moment]
+    uncertain: list[Moment]
 
 
 Clips = Annotated[int, Query(ge=1, le=32, description="windows in time")]
