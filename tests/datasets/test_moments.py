@@ -221,7 +221,7 @@ REAL = {
 def test_the_published_annotations_as_they_are(shared, name):
     path = shared / "data" / "annotations" / name
     if not path.is_file():
-        pytest.skip(f"no {name}")
+        pytest.skip(f"no {name} in the shared folder beside the clone")
     count, spans, side = REAL[name]
     found = datasets.queries(path)
     assert len(found) == count and {one.split for one in found} == {side} and all(one.text for one in found)
@@ -235,7 +235,7 @@ def test_the_published_annotations_as_they_are(shared, name):
 def test_the_published_questions_as_they_are(shared):
     folder = shared / "data" / "annotations"
     if not folder.is_dir():
-        pytest.skip("no annotations")
+        pytest.skip("no published annotations in the shared folder beside the clone")
     for name, count in (("nextqa/dataset/nextqa/val.csv", 4996), ("egoschema", 500), ("nextqa/dataset/nextqa/test.csv", 8564)):
         found = datasets.questions(folder / name)
         assert len(found) == count == len({one.id for one in found}) and all(one.answer in range(5) for one in found)
