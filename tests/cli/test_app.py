@@ -98,8 +98,14 @@ def test_models_prints_the_published_sizes() -> None:
         assert round(row["params"] / 1e6, 1) == params
         assert row["gmacs"] == pytest.approx(gmacs, abs=0.06 if gmacs < 1000 else 0.6)
         assert (row["frames"], row["size"]) == (16, 224)
-    shown = tubelet("models").stdout
-    assert all(name in shown for name in rows)
+
+
+def test_models_lists_those_that_are_named() -> None:
+    shown = tubelet("models", "c3d", "videomae_small").stdout.splitlines()[2:]
+    assert [line.split()[0] for line in shown] == ["c3d", "c3d_padded", "videomae_small"]
+    assert one_error(tubelet("models", "videomea")).startswith(
+        "error: unknown model or family 'videomea': did you mean 'videomae'?"
+    )
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:

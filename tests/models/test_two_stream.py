@@ -19,7 +19,7 @@ def flow_of(spec: ClipSpec, batch: int = 2) -> torch.Tensor:
 
 
 def test_the_temporal_stream_takes_two_channels_a_field() -> None:
-    rows = {row["name"]: row for row in models.list_models() if row["family"] == "two_stream"}
+    rows = {row["name"]: row for row in models.list_models(["two_stream"])}
     assert {row["frames"] for row in rows.values()} == {11} and {row["stride_frames"] for row in rows.values()} == {1}
     with torch.device("meta"):
         model = models.build("two_stream_resnet18", models.clip_of("two_stream_resnet18"))

@@ -1,22 +1,26 @@
 """`tubelet models`: what can be built, with its published size."""
 
 from tubelet.cli._print import emit_json, table
+from tubelet.cli._progress import bar
 
 
-def command(*, json: bool = False) -> None:
-    """List every model with its size, cost, reach and the clips of its paper.
+def command(*names: str, json: bool = False) -> None:
+    """List every model, or those named, with its size, cost, reach and the clips of its paper.
 
     GMAC: 10^9 multiply-adds of one clip. Field: frames x rows x columns that a convolution's last value sees. Pairs: of a query
     and a key in one block of a Transformer.
 
     Parameters
     ----------
+    names
+        Models or families, for instance `videomae_base` or `swin`; all of them take some 15 seconds to count.
     json
         Print a JSON list with `name`, `params`, `gmacs`, `frames`, ... instead of a table.
     """
     from tubelet.models import list_models
 
-    rows = list_models()
+    with bar("models") as seen:
+        rows = list_models(names, seen)
     if json:
         emit_json(rows)
         return

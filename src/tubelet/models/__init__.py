@@ -7,7 +7,7 @@ number of classes than 400, CLASSES says which. Its model has .name, .spec, .cla
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -81,22 +81,30 @@ def cost(model: Model, mask: torch.Tensor | None = None) -> dict[str, Any]:
     return {"params": sum(p.numel() for p in model.parameters()), "gmacs": counter.get_total_flops() / 2e9}
 
 
-def list_models() -> list[dict[str, Any]]:
+def list_models(names: Sequence[str] = (), seen: Callable[[int, int], None] = lambda done, all: None) -> list[dict[str, Any]]:
     """One row a variant as its paper prints it, a classifier of 400 classes if it says no other number, of the clips of its paper:
     name, family, params, gmacs, receptive_field ([frames, rows, columns] or None), attended_pairs (int or None),
-    frames, stride_frames, size, paper."""
+    frames, stride_frames, size, paper.
+
+    names: variants or families, all of them by default; ConfigError for one that there is not. Counting takes a quarter of a
+    second a variant: `seen` is told (done, all).
+    """
+    families = {name: family.__name__.rpartition(".")[2] for name, family in variants().items()}
+    wanted = {find.choose(name, dict.fromkeys([*families, *families.values()]), "model or family") for name in names}
+    chosen = [name for name, family in families.items() if not wanted or {name, family} & wanted]
     rows = []
-    for name, family in variants().items():
-        clip = clip_of(name)
+    for done, name in enumerate(chosen, start=1):
+        family, clip = variants()[name], clip_of(name)
         classes = getattr(family, "CLASSES", CLASSES_OF_THE_TABLE)
         with torch.device("meta"):
             model = build(name, clip, [str(i) for i in range(classes)])
         field = model.receptive_field()
-        row = {"name": name, "family": family.__name__.rpartition(".")[2], **cost(model)}
+        row = {"name": name, "family": families[name], **cost(model)}
         row |= {"receptive_field": field and list(field), "attended_pairs": model.attended_pairs()}
         rows.append(
             row | {"frames": clip.frames, "stride_frames": clip.stride_frames, "size": clip.size, "paper": family.PAPER}
         )
+        seen(done, len(chosen))
     return rows
 
 
