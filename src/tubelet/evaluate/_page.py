@@ -1,21 +1,30 @@
 """report.html: one file that opens offline, in light and dark. Everything is inline; the page may load nothing (see
 its CSP)."""
 
-import base64
 import collections
 import datetime
 import html
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tubelet.evaluate._html import (
+    count,
+    decibel,
+    details,
+    flat,
+    missing_table,
+    pairs,
+    percent,
+    pictures,
+    table,
+    text,
+    themed,
+)
+from tubelet.evaluate._page_probe import probe
 from tubelet.evaluate._style import STYLE
-from tubelet.show._figure import DOTS_PER_INCH
 from tubelet.show.curves import curves
-
-MEDIA = {".png": "image/png", ".gif": "image/gif", ".mp4": "video/mp4"}
 
 Sections = Mapping[str, Any]
 
@@ -333,106 +342,6 @@ def classes(sections: Sections) -> str:
     )
 
 
-def probe(folder: Path, sections: Sections) -> str:
-    """The verdict, each order of frames, classes that are each other's reversal, and the saturation curve."""
-    found = sections.get("probe")
-    if not found:
-        return ""
-    gap, direction = found["single_frame_gap"], found["direction"]
-    pairs = [row for row in found["pairs"] if row["share"] is not None]
-    tiles = [
-        (f"{100 * gap['gap']:+.1f}", f"points over one frame repeated ({points(gap)})"),
-        (percent(direction["share"]), f"forward over reversed, {direction['videos']} videos ({between(direction)})"),
-    ]
-    if pairs:
-        tiles.append((percent(pairs[-1]["share"]), f"direction of pairs, both ways ({between(pairs[-1])})"))
-    if single := found.get("single_frame_model"):
-        tiles.append((f"{100 * single['gap']['gap']:+.1f}", f"points over {text(single['name'])} ({points(single['gap'])})"))
-    tops = "".join(
-        f'<div class="tile{"" if index else " lead"}"><b>{number}</b><span>{said}</span></div>'
-        for index, (number, said) in enumerate(tiles)
-    )
-    count = f"{found['asked'] - len(found['missing'])} of {found['asked']} videos"
-    facts = f"{text(found['part'])}: {count}, {found['clips']} × {found['crops']} views each, "
-    facts += f"answers of {text(found['judged_by'])}." + (f" <b>{text(found['note'])}.</b>" if found["note"] else "")
-    if found["subtracted"]:
-        facts += " The mean frame of the clip was subtracted before: even one frame carries something of the others."
-    orders = table(
-        found["orders"],
-        [
-            ("Frames", lambda row: f"<b>{text(row['order'])}</b>", False),
-            ("Top-1", lambda row: percent(row["share"]), True),
-            ("95 % interval", between, True),
-            ("", lambda row: f'<div class="bar"><span style="width:{row["share"]:.2%}"></span></div>', False),
-            ("Lost", lambda row: "" if row["order"] == "as given" else f"{100 * row['drop']['gap']:.1f}", True),
-            ("95 % interval", lambda row: "" if row["order"] == "as given" else points(row["drop"]), True),
-        ],
-    )
-    body = f'<p><b>{text(found["verdict"])}</b></p><p class="note">{facts}</p><div class="tiles">{tops}</div>{orders}'
-    body += pictures(folder, ["orders"], "One video in each order, and what the model said of it.")
-    body += f"<h3>Forward and backward</h3><p>{FORWARD}</p>{reversals(found)}"
-    body += "<h3>How many frames it needs</h3>" + pictures(folder, ["saturation"], SATURATION) + frame_counts(found)
-    return body + (f"<h3>Missing</h3>{missing_table(found['missing'])}" if found["missing"] else "")
-
-
-FORWARD = (
-    "Forward over reversed: how often the true class is more probable for the clip than for the clip played backwards. Where the "
-    "reversal of one class is another class, the clip should be taken for the one and its reversal for the other, of these two. "
-    "A model that does not know the order of frames scores exactly 50 % in both, because the same answer to both is half right."
-)
-SATURATION = (
-    "Vertical lines are 95 % intervals. A hollow point: the model cannot take so few frames, so each was repeated to fill its "
-    "clip. Clips that most videos are too short for are in the table only. The model is not trained again for other clips than its "
-    "own: where it falls, it may be unused to them rather than in want of frames."
-)
-
-
-def reversals(found: Sections) -> str:
-    """Pairs of classes that are each other's reversal, the total last."""
-    if not found["pairs"]:
-        return (
-            "<p>No pair of classes was named (--pairs), and the model takes no two classes for each other when their clips are "
-            "played backwards.</p>"
-        )
-    lines = table(
-        found["pairs"],
-        [
-            ("Pair", lambda row: " ↔ ".join(map(text, row["pair"])) if row["pair"] else "<b>all pairs</b>", False),
-            ("Videos", lambda row: str(row["videos"]), True),
-            ("Clips", lambda row: percent(row["forward"]), True),
-            ("Reversals", lambda row: percent(row["reversed"]), True),
-            ("Both", lambda row: f"<b>{percent(row['share'])}</b>", True),
-            ("95 % interval", between, True),
-        ],
-    )
-    own = (
-        "The pairs were found by playing clips backwards and asking the model itself: it is judged where it does best. "
-        "Name them with --pairs for an even comparison of models."
-    )
-    return lines + ("" if found["pairs_given"] else f'<p class="note">{own}</p>')
-
-
-def frame_counts(found: Sections) -> str:
-    def shown(row: Sections) -> str:
-        padded = f"{row['padded']} of {row['videos']} videos are shorter" if row["padded"] else ""
-        filled = f"each frame repeated to fill {found['trained_frames']}" if row["filled"] else ""
-        return text(row["why"]) if "why" in row else "; ".join(filter(None, (filled, padded)))
-
-    def trained(row: Sections) -> bool:
-        return (row["frames"], row["stride_frames"]) == (found["trained_frames"], found["trained_stride_frames"])
-
-    return table(
-        found["saturation"],
-        [
-            ("Frames", lambda row: f"<b>{row['frames']}</b>" if trained(row) else str(row["frames"]), True),
-            ("Stride", lambda row: str(row["stride_frames"]), True),
-            ("Top-1", lambda row: percent(row["share"]), True),
-            ("95 % interval", between, True),
-            ("", lambda row: f'<span class="quiet">{"as trained" if trained(row) else shown(row)}</span>', False),
-        ],
-    )
-
-
 def mistakes(folder: Path, sections: Sections) -> str:
     if "mistakes" not in sections:
         return ""
@@ -449,10 +358,6 @@ def missing(sections: Sections) -> str:
         return f"<p>None. All {asked} videos could be read, and every number divides by all of them.</p>"
     said = f"<p>{len(rows)} of {asked} videos could not be read. They are in no number above, and nothing took their place.</p>"
     return said + missing_table(rows)
-
-
-def missing_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    return table(rows, [("Video", lambda row: text(row["id"]), False), ("Why", lambda row: text(row["reason"]), False)])
 
 
 def timing(sections: Sections, log: Sequence[Mapping[str, Any]]) -> str:
@@ -487,103 +392,3 @@ def environment(folder: Path, sections: Sections) -> str:
         settings = (folder / "config.yaml").read_text(encoding="utf-8")
         body += details("Every setting of the run (config.yaml)", f"<pre>{text(settings)}</pre>")
     return body
-
-
-# Pieces ------------------------------------------------------------
-
-
-def pictures(folder: Path, stems: Sequence[str], caption: str, escape: bool = True) -> str:
-    """Figures of those pictures/ files that exist: STEM.light.png with STEM.dark.png, or one STEM.(mp4|gif|png) for
-    both."""
-    body = ""
-    for stem in stems:
-        light, dark = (folder / "pictures" / f"{stem}.{theme}.png" for theme in ("light", "dark"))
-        if light.is_file() and dark.is_file():
-            body += themed(light.read_bytes(), dark.read_bytes(), stem)
-            continue
-        for suffix in (".mp4", ".gif", ".png"):
-            path = folder / "pictures" / f"{stem}{suffix}"
-            if path.is_file():
-                uri = data_uri(path.read_bytes(), suffix)
-                if suffix == ".mp4":
-                    body += f'<video src="{uri}" autoplay loop muted playsinline controls></video>'
-                else:
-                    body += f'<img class="sheet" src="{uri}" alt="{text(stem)}">'
-                break
-    return f"<figure>{body}<figcaption>{text(caption) if escape else caption}</figcaption></figure>" if body else ""
-
-
-def data_uri(content: bytes, suffix: str) -> str:
-    return f"data:{MEDIA[suffix]};base64,{base64.b64encode(content).decode()}"
-
-
-def themed(light: bytes, dark: bytes, name: str) -> str:
-    """One figure, PNG bytes in two inks, at its drawn size; the browser shows the one that fits the page."""
-    width = int.from_bytes(light[16:20], "big") * 96 // DOTS_PER_INCH  # a PNG says its width there; CSS has 96 px an inch
-    source = f'<source srcset="{data_uri(dark, ".png")}" media="(prefers-color-scheme: dark)">'
-    image = f'<img src="{data_uri(light, ".png")}" width="{width}" alt="{text(name.replace("_", " "))}">'
-    return f"<picture>{source}{image}</picture>"
-
-
-def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, Callable[[Mapping[str, Any]], str], bool]]) -> str:
-    """A table of `columns` (heading, cell as HTML, is it a number)."""
-    head = "".join(f"<th{' class=n' if number else ''}>{text(heading)}</th>" for heading, _, number in columns)
-    lines = "".join(
-        "<tr>" + "".join(f"<td{' class=n' if number else ''}>{cell(row)}</td>" for _, cell, number in columns) + "</tr>"
-        for row in rows
-    )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
-
-
-def pairs(values: Mapping[str, Any]) -> str:
-    """Names and values in two quiet columns."""
-    return (
-        "<dl>" + "".join(f"<dt>{text(key)}</dt><dd>{text(value)}</dd>" for key, value in values.items()) + "</dl>"
-        if values
-        else ""
-    )
-
-
-def details(summary: str, body: str) -> str:
-    return f"<details><summary>{text(summary)}</summary>{body}</details>"
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}; lists become comma-separated."""
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            out |= flat(value, f"{prefix}{key}.")
-        else:
-            out[f"{prefix}{key}"] = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
-    return out
-
-
-def percent(share: float | None) -> str:
-    return "–" if share is None else f"{share * 100:.1f} %"
-
-
-def between(row: Mapping[str, Any]) -> str:
-    """The 95 % interval of a share."""
-    return "–" if row["low"] is None else f"{100 * row['low']:.1f} – {100 * row['high']:.1f} %"
-
-
-def points(gap: Mapping[str, Any]) -> str:
-    """The 95 % interval of a difference, in points."""
-    return f"{100 * gap['low']:+.1f} to {100 * gap['high']:+.1f}"
-
-
-def count(value: float | None, scale: float = 1) -> str:
-    """Three digits that matter, of value / scale."""
-    if value is None:
-        return "–"
-    value /= scale
-    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
-
-
-def decibel(value: float | None) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:.1f} dB"
-
-
-def text(value: Any) -> str:
-    return html.escape(str(value))
