@@ -39,6 +39,7 @@ CASES: dict[str, tuple[ClipSpec, dict[str, Any]]] = {
     "timesformer_base": (ClipSpec(frames=8, size=112), {}),
     "vivit_base": (LARGEST, {}),
     "vjepa2_large": (LARGEST, {"width": 768, "depth": 12, "heads": 12}),
+    "frame_vit_base_32": (ClipSpec(frames=12, size=128), {}),  # 112 pixels are not whole patches of 32
 }
 
 

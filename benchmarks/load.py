@@ -2,11 +2,11 @@
 
     python benchmarks/load.py [--rounds 3] [--quick] [--videos FOLDER] [--json FILE]
 
-Our TrainLoader (every clip decoded anew, and with decoded videos kept in memory) against a DataLoader around the research
-recipe and one around transformers' image processor (see peers.py). Same videos, batch and number of workers; all random
-resized crops but the processor's, which cuts the centre. Every way is run at full speed, and before a device that takes
-`--demand` clips a second and only sleeps meanwhile: what it waits for its next batch is the share. It is taken over the
-second half of the batches: in the first the workers start, and all of them have run ahead of the device once.
+Our TrainLoader (every clip decoded anew, from the copies of `tubelet prepare`, and with decoded videos kept in memory) against a
+DataLoader around the research recipe and one around transformers' image processor (see peers.py). Same videos, batch and number
+of workers; all random resized crops but the processor's, which cuts the centre. Every way is run at full speed, and before a
+device that takes `--demand` clips a second and only sleeps meanwhile: what it waits for its next batch is the share. It is taken
+over the second half of the batches: in the first the workers start, and all of them have run ahead of the device once.
 """
 
 import argparse
@@ -25,7 +25,8 @@ from torch import Tensor
 
 from tubelet import ClipSpec, datasets
 from tubelet.loading import LoaderConfig, TrainLoader
-from tubelet.records import Dataset, Example
+from tubelet.prepare import PrepareConfig, prepare
+from tubelet.records import Dataset
 from tubelet.video.augment import AugmentConfig
 
 SPEC = ClipSpec(sampling="stride")  # 16 frames at stride 4, 224 pixels
@@ -50,15 +51,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         sets = {name: made(Path(folder) / name, *size, options) for name, size in SIZES.items() if name in options.sizes}
         if options.videos:
-            sets[options.videos.name] = datasets.read(options.videos)
-        for name, dataset in sets.items():
-            rows += compare(name, dataset, options)
+            sets[options.videos.name] = options.videos
+        for name, videos in sets.items():
+            copies = Path(folder) / "copies" / name
+            prepare(videos, copies, PrepareConfig())
+            rows += compare(name, datasets.read(videos), datasets.read(copies), options)
     measure.write(options.json, "load", rows)
 
 
-def compare(name: str, dataset: Dataset, options: argparse.Namespace) -> list[measure.Row]:
+def compare(name: str, dataset: Dataset, prepared: Dataset, options: argparse.Namespace) -> list[measure.Row]:
     """One row for each way of loading one set of videos."""
-    ways, unable = loaders(dataset, options)
+    ways, unable = loaders(dataset, prepared, options)
     device_seconds = options.batch / options.demand
     tasks = {way: partial(run, batches, 0.0) for way, batches in ways.items()}
     tasks |= {f"{way}, demand": partial(run, batches, device_seconds) for way, batches in ways.items()}
@@ -83,7 +86,7 @@ def compare(name: str, dataset: Dataset, options: argparse.Namespace) -> list[me
     return rows + [{"videos": name, "way": way, "note": why} for way, why in unable.items()]
 
 
-def loaders(dataset: Dataset, options: argparse.Namespace) -> tuple[dict[str, Batches], dict[str, str]]:
+def loaders(dataset: Dataset, prepared: Dataset, options: argparse.Namespace) -> tuple[dict[str, Batches], dict[str, str]]:
     """({way: what gives its batches}, {way: why it cannot be run})."""
     paths = [example.path for example in dataset.examples]
     size = (options.batch, options.batches, options.workers)
@@ -94,9 +97,10 @@ def loaders(dataset: Dataset, options: argparse.Namespace) -> tuple[dict[str, Ba
     else:
         processor = peers.processor_cut(SPEC)
         ways["transformers processor"] = lambda: peers.loader(paths, SPEC, processor, *size)
-    for way, cache in {"ours": "off", "ours, kept in memory": "ram"}.items():
+    own = {"ours": (dataset, "off"), "ours, prepared": (prepared, "off"), "ours, kept in memory": (dataset, "ram")}
+    for way, (videos, cache) in own.items():
         config = LoaderConfig(batch_size=options.batch, workers=options.workers, cache=cache)
-        ours = TrainLoader(dataset, SPEC, AugmentConfig(), config, seed=0)
+        ours = TrainLoader(videos, SPEC, AugmentConfig(), config, seed=0)
         ways[way] = partial(our_batches, ours, options.batches)
     return ways, unable
 
@@ -115,12 +119,13 @@ def run(batches: Batches, device_seconds: float) -> Pass:
     return Pass(clips / turns.seconds, (measure.cpu_seconds() - cpu) / clips, turns.waiting_share, bytes_all // clips)
 
 
-def made(folder: Path, height: int, width: int, options: argparse.Namespace) -> Dataset:
-    """Videos of ten seconds at 30 frames a second, with a key frame every 250 frames, as x264 does where nobody asks."""
+def made(folder: Path, height: int, width: int, options: argparse.Namespace) -> Path:
+    """A folder of videos of ten seconds at 30 frames a second with a key frame every 250 frames, as x264 does unless asked."""
     folder.mkdir()
     frames = 120 if options.quick else 300
-    paths = [measure.make_video(folder / f"{i}.mp4", frames, height, width, seed=i) for i in range(options.count)]
-    return Dataset(tuple(Example(str(path), path.name) for path in paths))
+    for i in range(options.count):
+        measure.make_video(folder / f"{i}.mp4", frames, height, width, seed=i)
+    return folder
 
 
 def parse() -> argparse.Namespace:

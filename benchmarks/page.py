@@ -39,8 +39,13 @@ SECTIONS = {
         "every frame up to the window's end decoded, PIL for each frame, float32 made in the worker. "
         "“Waiting” is the share of time that a device taking this many clips a second stands still.",
     ),
-    "step": (
-        "One training step",
+    "pretrain": (
+        "One step of pretraining",
+        "From uint8 clips to updated weights, beside transformers (sdpa, fused AdamW) on equal weights. Dual masking is beside "
+        "our own step without it.",
+    ),
+    "finetune": (
+        "One step of fine-tuning",
         "From uint8 clips to updated weights, beside transformers (sdpa, fused AdamW) on equal weights.",
     ),
     "infer": ("Inference", "From uint8 clips to logits, beside transformers (sdpa) on equal weights."),

@@ -6,8 +6,9 @@ A clip is 16 frames at stride 4 from a random start (`stride`), or one frame of 
 crop to 224 pixels. "research recipe" stands in for the original code: plain PyAV decodes everything up to the window's end,
 PIL cuts and resizes every wanted frame, and the worker makes floats of them and normalises. "original" is our exact path from
 the same file, "prepared" and "prepared, every frame a key frame" (`--gop-frames 1`) the same code on the copies. CPU time of
-one thread, one process, all interleaved on the same clips, medians; the ratios hold better than the milliseconds. The videos
-are made here, ten seconds of a moving texture, unless others are named. Sizes and PSNR are those that the command prints.
+one thread, one process, all in turn on the same clips, four at a turn, medians; the ratios hold better than the milliseconds.
+Unless videos are named they are made here, ten seconds of a moving texture with noise, which no copy compresses well, and, where
+../shared/data lies beside the clone, three real ones. Sizes and PSNR are those that the command prints.
 """
 
 import argparse
@@ -32,8 +33,19 @@ from tubelet.video.sample import train_indices
 from tubelet.video.write import write_video
 
 MADE = {"320p": (240, 320), "720p": (720, 1280)}
-COPIES = {"prepared": PrepareConfig(), "prepared, every frame a key frame": PrepareConfig(gop_frames=1)}
+REAL = {
+    "real, 240p": "fights/*/*.mp4",
+    "real, 720p": "odd_files/drewnoakes/mp4/Issue 515 (java).mp4",
+    "real, 1080p": "odd_files/mmaction2/demo/demo_skeleton.mp4",
+}
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+COPIES = {
+    "prepared": PrepareConfig(),
+    "prepared, short side 160": PrepareConfig(short_side=160),
+    "prepared, every frame a key frame": PrepareConfig(gop_frames=1),
+}
 AUGMENT = AugmentConfig()
+CLIPS = 4  # of a turn, one after the other, as a loader's worker makes them
 Task = Callable[[str, np.ndarray, ClipSpec, int], object]
 
 
@@ -89,7 +101,11 @@ def make(folder: Path, args: argparse.Namespace) -> dict[str, Path]:
     for name in args.sizes:
         clip = measure.moving_texture(args.frames, *MADE[name])
         write_video(folder / f"{name}.mp4", clip, fps=30, crf=23, preset="medium", gop_frames=250)
-    return {name: folder / f"{name}.mp4" for name in args.sizes}
+    made = {name: folder / f"{name}.mp4" for name in args.sizes}
+    if set(args.sizes) < set(MADE):
+        return made
+    found = {name: min(SHARED.glob(pattern), default=None) for name, pattern in REAL.items()}
+    return made | {name: path for name, path in found.items() if path is not None}
 
 
 def compare(name: str, path: Path, folder: Path, rounds: int) -> list[measure.Row]:
@@ -103,13 +119,15 @@ def compare(name: str, path: Path, folder: Path, rounds: int) -> list[measure.Ro
     specs = {"stride": ClipSpec(sampling="stride"), "segments": ClipSpec(sampling="segments")}
     for number in range(-1, rounds):  # the first warms up: files are indexed once
         for sampling, spec in specs.items():
-            numbers, _ = train_indices(count, spec, torch.Generator().manual_seed(number + 1))
+            seeds = range(CLIPS * (number + 1), CLIPS * (number + 2))
+            turn = [(train_indices(count, spec, torch.Generator().manual_seed(seed))[0], seed) for seed in seeds]
             for task, file in files.items():
                 cut: Task = research_recipe if task == "research recipe" else ours
                 start = time.thread_time()
-                cut(file, numbers, spec, number + 1)
+                for numbers, seed in turn:
+                    cut(file, numbers, spec, seed)
                 if number >= 0:
-                    times.setdefault((sampling, task), []).append(1000 * (time.thread_time() - start))
+                    times.setdefault((sampling, task), []).append(1000 * (time.thread_time() - start) / CLIPS)
     rows: list[measure.Row] = []
     for (sampling, task), values in times.items():
         faster = measure.ratios(times[sampling, "research recipe"], values)

@@ -6,6 +6,7 @@
 """
 
 import argparse
+import shlex
 import subprocess
 import sys
 import time
@@ -13,26 +14,26 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 
+TINY = "--sizes tiny --frames 8 --pixels 112 --rounds 2"
+BOTH = "--sizes small base --precision fp32 bf16"
+
 # name -> (script, arguments, arguments of a quick run)
-BENCHMARKS: dict[str, tuple[str, list[str], list[str]]] = {
-    "decode": ("decode.py", [], ["--quick"]),
-    "prepare": ("prepare.py", [], ["--rounds", "1", "--sizes", "320p", "--frames", "90"]),
-    "load": ("load.py", [], ["--quick"]),
-    "step": (
+BENCHMARKS = {
+    "decode": ("decode.py", "", "--quick"),
+    "prepare": ("prepare.py", "", "--rounds 1 --sizes 320p --frames 90"),
+    "load": ("load.py", "", "--quick"),
+    "pretrain": (
         "step.py",
-        ["--steps", "pretraining", "dual masking", "finetuning", "--sizes", "small", "base", "--precision", "fp32", "bf16"],
-        ["--steps", "pretraining", "finetuning", "--sizes", "tiny", "--frames", "8", "--pixels", "112", "--rounds", "2"],
+        f"--steps pretraining 'dual masking' {BOTH} --batch 1 4 --rounds 5",
+        f"--steps pretraining 'dual masking' {TINY}",
     ),
-    "infer": (
-        "step.py",
-        ["--steps", "inference", "--sizes", "small", "base", "--precision", "fp32", "bf16"],
-        ["--steps", "inference", "--sizes", "tiny", "--frames", "8", "--pixels", "112", "--rounds", "2"],
-    ),
-    "families": ("families.py", [], ["--quick", "--rounds", "1", "--batch", "1"]),
-    "serve": ("serve.py", [], ["--quick"]),
-    "e2e": ("e2e.py", [], ["--quick"]),
-    "growth": ("growth.py", [], ["--quick"]),
-    "search": ("search.py", ["--probes", "40", "160"], ["--quick", "--queries", "10"]),
+    "finetune": ("step.py", f"--steps finetuning {BOTH} --rounds 5", f"--steps finetuning {TINY}"),
+    "infer": ("step.py", f"--steps inference {BOTH}", f"--steps inference {TINY}"),
+    "families": ("families.py", "", "--quick --rounds 1 --batch 1"),
+    "serve": ("serve.py", "", "--quick"),
+    "e2e": ("e2e.py", "", "--quick"),
+    "growth": ("growth.py", "", "--quick"),
+    "search": ("search.py", "--probes 40 160", "--quick --queries 10"),
 }
 
 
@@ -47,7 +48,8 @@ def main() -> int:
     begun, failed = time.monotonic(), []
     for name in options.only:
         script, full, quick = BENCHMARKS[name]
-        command = [sys.executable, str(HERE / script), *(quick if options.quick else full), "--json", str(out / f"{name}.json")]
+        arguments = shlex.split(quick if options.quick else full)
+        command = [sys.executable, str(HERE / script), *arguments, "--json", str(out / f"{name}.json")]
         if subprocess.run(command).returncode:
             failed.append(name)
     if subprocess.run([sys.executable, str(HERE / "page.py"), "--folder", str(out)]).returncode:

@@ -50,7 +50,7 @@ def main() -> None:
     # Before this process computes anything: a copy would use again what was freed, and seem to need less.
     memory = {case: peak_memory(case) for case in cases if options.memory and device.type == "cpu"}
     rows = [row for case in cases for row in compare(case, options.rounds, memory.get(case, {}))]
-    measure.write(options.json, "infer" if options.steps == ["inference"] else "step", rows)
+    measure.write(options.json, ", ".join(options.steps), rows)
 
 
 def compare(case: Case, rounds: int, memory: dict[str, float]) -> list[measure.Row]:

@@ -178,8 +178,8 @@ def test_steps_beside_each_other_start_equal_and_give_rows_for_the_page(kind: st
     assert all(row["ratio"] == pytest.approx(row["other, ms"] / row["ours, ms"]) for row in rows)
     if kind != "dual masking":
         assert all(float(row["difference"]) < 1e-5 for row in rows)
-    measure.write(tmp_path / "step.json", "step", rows)
-    assert set(page.pages(tmp_path)) == {"index.md", "step.svg"}
+    measure.write(tmp_path / "pretrain.json", kind, rows)
+    assert set(page.pages(tmp_path)) == {"index.md", "pretrain.svg"}
 
 
 def test_every_family_is_measured_and_equal_to_its_peer(tmp_path: Path) -> None:
