@@ -22,9 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from tubelet import search
 from tubelet.records import ClipSpec
-from tubelet.search import About, Index
+from tubelet.search import About, Index, answers, lance
 from tubelet.video.stream import SLIDING
 
 WIDTH = 512
@@ -37,7 +36,7 @@ def main() -> None:
     parser.add_argument("--vectors", nargs="+", default=["clustered", "random"], choices=["clustered", "random"])
     parser.add_argument("--features", type=Path, nargs="*", default=[])
     parser.add_argument("--queries", type=int, default=100)
-    parser.add_argument("--probes", type=int, nargs="+", default=[search.PROBES], help="cells of the index to look at")
+    parser.add_argument("--probes", type=int, nargs="+", default=[answers.PROBES], help="cells of the index to look at")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -58,9 +57,9 @@ def one(kind: str, vectors: Iterator[np.ndarray], queries: np.ndarray, probes: l
     """Write a library, index it, ask it."""
     with tempfile.TemporaryDirectory() as folder:
         about = About("none", "", "", queries.shape[1], ClipSpec(), SLIDING)
-        database = search._connect(folder)
+        database = lance.connect(folder)
         for name in ("pending", "windows"):
-            database.create_table(name, schema=search._schema(about))
+            database.create_table(name, schema=lance.schema(about))
         index = Index(folder, database, about)
         begun, truth, count = time.perf_counter(), np.empty((len(queries), 0)), 0
         where = np.empty((len(queries), 0), np.int64)
@@ -84,10 +83,10 @@ def one(kind: str, vectors: Iterator[np.ndarray], queries: np.ndarray, probes: l
         few = queries if count <= 100_000 else queries[:5]  # each takes seconds
         row["exact query, ms"] = statistics.median(asked(index, few, where, exact=True)[0])
         found: list[measure.Row] = []
-        for cells in probes if count > search.EXACT_ROWS else [search.PROBES]:
-            search.PROBES = cells
+        for cells in probes if count > lance.EXACT_ROWS else [answers.PROBES]:
+            answers.PROBES = cells
             times, recall = asked(index, queries, where, exact=False)
-            looks = {"cells looked at": cells} if count > search.EXACT_ROWS else {}
+            looks = {"cells looked at": cells} if count > lance.EXACT_ROWS else {}
             found.append(
                 {**row, **looks, "query, ms": statistics.median(times), "range": measure.spread(times), "recall@10": recall}
             )
@@ -124,7 +123,7 @@ def rows_of(vectors: np.ndarray, first: int, about: About) -> pa.Table:
         "shot": pa.array(np.zeros(count, np.int32)),
         "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), about.width),
     }
-    schema = search._schema(about)
+    schema = lance.schema(about)
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
 

@@ -283,7 +283,7 @@ def test_one_writes_and_others_read(index, model, folder, tmp_path, monkeypatch)
     reader = subprocess.Popen([sys.executable, "-c", code, index.uri, str(tmp_path / "end")], stdout=subprocess.PIPE, text=True)
     assert reader.stdout is not None and reader.stdout.readline() == "ready\n"
     time.sleep(0.3)
-    monkeypatch.setattr(search, "COMMIT_ROWS", 1)
+    monkeypatch.setattr(search.library, "COMMIT_ROWS", 1)
     for number in range(8):
         shutil.copy(folder / "translate_left" / "long.mp4", folder / f"copy{number}.mp4")
     refused: list[str] = []
@@ -309,7 +309,7 @@ def test_a_killed_writer_leaves_a_sound_library(model, model_folder, folder, tmp
     library = tmp_path / "killed"
     code = (
         "import sys; from tubelet import search, datasets; from tubelet.weights.load import load_model\n"
-        "search.COMMIT_ROWS, search.STAGED_ROWS = 1, 5\n"
+        "search.library.COMMIT_ROWS, search.library.STAGED_ROWS = 1, 5\n"
         "model = load_model(sys.argv[1]); index = search.Index.create(sys.argv[3], model, sys.argv[1])\n"
         "index.add(model, datasets.read(sys.argv[2]).examples, 2, 1, on_window=lambda one: print(one.place, flush=True))\n"
     )
@@ -319,7 +319,7 @@ def test_a_killed_writer_leaves_a_sound_library(model, model_folder, folder, tmp
             assert writer.stdout is not None and all(writer.stdout.readline() for _ in range(lines))
             os.kill(writer.pid, signal.SIGKILL)
     index = Index.open(library)
-    left = search._counts(index._database.open_table("pending"))
+    left = search.lance.counts(index._database.open_table("pending"))
     places = []
     done = index.add(model, datasets.read(folder).examples, on_window=lambda one: places.append((one.example.id, one.place)))
     assert done.unchanged >= 1 and done.windows == len(places) < 7 * 14 + 12
@@ -330,8 +330,8 @@ def test_a_killed_writer_leaves_a_sound_library(model, model_folder, folder, tmp
 
 
 def test_many_vectors_get_an_approximate_index(index, model, folder, monkeypatch):
-    monkeypatch.setattr(search, "EXACT_ROWS", 300)
-    monkeypatch.setattr(search, "CELL_ROWS", 100)
+    monkeypatch.setattr(search.lance, "EXACT_ROWS", 300)
+    monkeypatch.setattr(search.lance, "CELL_ROWS", 100)
     generator = torch.Generator().manual_seed(0)
     rows = table(index).to_pylist()
     [one] = [row for row in rows if row["per"] == "video" and row["path"].endswith("long.mp4")]
@@ -340,7 +340,7 @@ def test_many_vectors_get_an_approximate_index(index, model, folder, monkeypatch
         {**one, "id": f"x{i}", "item": f"x{i}", "path": f"/x/{i}", "per": "window", "vector": vectors[i]}
         for i in range(len(vectors))
     ]
-    index._rows().add(search._as_table(made, index.about))
+    index._rows().add(search.rows.as_table(made, index.about))
     index.add(model, datasets.read(folder).examples)
     found = index._rows()
     assert {one.name for one in found.list_indices()} == {"vector_idx", "per_idx"}
@@ -360,7 +360,7 @@ def test_many_vectors_get_an_approximate_index(index, model, folder, monkeypatch
         found = {hit.path for hit in index.search(model(clip.frames[None])["embedding"][0], 2) if hit.score > 0.9999}
     assert found == {str(folder / "new.mp4"), str(folder / "translate_left" / "long.mp4")}
     more = [{**row, "id": f"y{row['id']}", "item": f"y{row['item']}", "path": f"/y{row['path']}"} for row in made[:300]]
-    index._rows().add(search._as_table(more, index.about))
+    index._rows().add(search.rows.as_table(more, index.about))
     index.add(model, datasets.read(folder).examples)
     assert index._rows().index_stats("vector_idx").num_unindexed_rows == 0, "of many the index is made anew"
 
@@ -440,25 +440,25 @@ def test_a_library_on_object_storage(server, index, model, model_folder, folder)
 
 
 def test_a_rare_label_is_found_beyond_the_nearest_cells(index, monkeypatch):
-    monkeypatch.setattr(search, "EXACT_ROWS", 300)
-    monkeypatch.setattr(search, "CELL_ROWS", 20)
-    monkeypatch.setattr(search, "PROBES", 1)
+    monkeypatch.setattr(search.lance, "EXACT_ROWS", 300)
+    monkeypatch.setattr(search.lance, "CELL_ROWS", 20)
+    monkeypatch.setattr(search.answers, "PROBES", 1)
     vectors = features.unit(torch.randn(600, 24, generator=torch.Generator().manual_seed(0))).numpy()
     [one] = [row for row in table(index).to_pylist() if row["per"] == "video" and row["path"].endswith("long.mp4")]
     made = [
         {**one, "id": f"x{i}", "item": f"x{i}", "path": f"/x/{i}", "per": "window", "vector": vectors[i]} for i in range(600)
     ]
     index._rows().add(
-        search._as_table([{**row, "label": "rare" if i == 7 else "often"} for i, row in enumerate(made)], index.about)
+        search.rows.as_table([{**row, "label": "rare" if i == 7 else "often"} for i, row in enumerate(made)], index.about)
     )
     index._tidy()
     assert index._rows().index_stats("vector_idx").num_unindexed_rows == 0
     assert [hit.path for hit in index.search(torch.from_numpy(-vectors[7]), 3, only=Filter(label="rare"))] == ["/x/7"]
     # Many small pieces are joined although their rows are few, and the cells are made anew.
-    monkeypatch.setattr(search, "PIECES", 3)
+    monkeypatch.setattr(search.lance, "PIECES", 3)
     for number in range(4):
         row = {**made[number], "id": f"y{number}", "item": f"y{number}"}
-        index._rows().add(search._as_table([row], index.about))
+        index._rows().add(search.rows.as_table([row], index.about))
     index._tidy()
     assert index._rows().stats()["fragment_stats"]["num_fragments"] <= 3
     assert index._rows().index_stats("vector_idx").num_unindexed_rows == 0
