@@ -3,6 +3,7 @@
 import datetime
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -437,6 +438,92 @@ def test_a_library_on_object_storage(server, index, model, model_folder, folder)
     assert [hit.score for hit in ours] == pytest.approx([hit.score for hit in theirs], abs=1e-5)
     with pytest.raises((DataError, CheckpointError), match="s3://bucket/nowhere"):
         Index.open("s3://bucket/nowhere")
+
+
+@pytest.fixture
+def remote(server: None, tmp_path: Path) -> str:
+    """The address of a library that is not there yet."""
+    import urllib.request
+
+    bucket = f"b{abs(hash(tmp_path)):x}"
+    urllib.request.urlopen(urllib.request.Request(f"{os.environ['AWS_ENDPOINT_URL']}/{bucket}", method="PUT")).close()
+    return f"s3://{bucket}/library"
+
+
+WRITER = """
+import sys
+from tubelet import datasets
+from tubelet.search import Index, lease, library
+from tubelet.weights.load import load_model
+
+lease.BEAT_SECONDS, lease.SILENT_SECONDS = float(sys.argv[4]), float(sys.argv[5])
+library.COMMIT_ROWS, library.STAGED_ROWS = 1, 5
+model = load_model(sys.argv[1])
+
+seen = 0
+
+def on_window(one):
+    global seen
+    seen += 1
+    if seen == int(sys.argv[6]):
+        print("waits", flush=True)
+        input()
+
+try:
+    index = Index.create(sys.argv[3], model, sys.argv[1])
+    added = index.add(model, datasets.read(sys.argv[2]).examples, 2, 1, on_window)
+    print("done", added.new, added.unchanged, added.windows, flush=True)
+except Exception as error:
+    print(type(error).__name__, error, flush=True)
+"""
+
+
+def writer(
+    model_folder: Path, folder: Path, uri: str, wait_at: int = 0, beat: float = 0.3, silent: float = 3.0
+) -> subprocess.Popen:
+    """A process that indexes the folder, and at its window number `wait_at` says so and waits for a line."""
+    words = [sys.executable, "-c", WRITER, *map(str, (model_folder, folder, uri, beat, silent, wait_at))]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and (not wait_at or process.stdout.readline() == "waits\n")
+    return process
+
+
+def last_line(process: subprocess.Popen) -> str:
+    return process.communicate("go on\n", timeout=100)[0].splitlines()[-1]
+
+
+def test_of_two_writers_on_object_storage_one_is_refused(remote, model_folder, folder):
+    first = writer(model_folder, folder, remote, wait_at=3)
+    refused = last_line(writer(model_folder, folder, remote))
+    assert re.fullmatch(
+        rf"CheckpointError another process \(.*process {first.pid}, .*\) is writing to s3://.*: wait.*done", refused
+    )
+    assert last_line(first) == "done 5 0 26"
+    assert_sound(Index.open(remote), folder)
+    assert last_line(writer(model_folder, folder, remote)) == "done 0 5 0", "who is done leaves it free at once"
+
+
+def test_writers_that_begin_at_once_leave_a_sound_library(remote, model_folder, folder):
+    several = [writer(model_folder, folder, remote) for _ in range(3)]
+    ends = [last_line(one) for one in several]
+    assert all(end.startswith(("done ", "CheckpointError another process")) for end in ends), ends
+    assert sum(int(end.split()[1]) for end in ends if end.startswith("done")) == 5, "no video is new to two of them"
+    assert_sound(Index.open(remote), folder)
+
+
+def test_a_killed_writer_on_object_storage_is_followed_and_a_stopped_one_does_no_harm(remote, model_folder, folder):
+    """One is killed; the next takes over, stands still (SIGSTOP), is taken over itself, and when it wakes writes no more."""
+    killed = writer(model_folder, folder, remote, wait_at=8)
+    killed.kill()
+    killed.communicate()
+    stopped = writer(model_folder, folder, remote, wait_at=2)
+    stopped.send_signal(signal.SIGSTOP)
+    assert last_line(writer(model_folder, folder, remote)).startswith("done ")
+    stopped.send_signal(signal.SIGCONT)
+    assert last_line(stopped).startswith("CheckpointError another process has begun to write to s3://")
+    index = Index.open(remote)
+    assert_sound(index, folder)
+    assert index._database.open_table("pending").count_rows() == 0
 
 
 def test_a_rare_label_is_found_beyond_the_nearest_cells(index, monkeypatch):

@@ -80,7 +80,7 @@ class Kept:
                     if (file.metadata() or {}).get("tubelet") != about:
                         shutil.rmtree(self.folder, ignore_errors=True)
                         self.say(
-                            "what an interrupted pass left is of another model, of other windows, or the file changed: anew"
+                            "an interrupted pass was of another model, other windows or the file before it changed: begun anew"
                         )
                         return []
                     if first == done:
@@ -90,15 +90,18 @@ class Kept:
                 continue
         return found
 
-    def write(self, about: str, first: int, rows: Rows) -> None:
+    def write(self, about: str, first: int, rows: Rows) -> bool:
+        """Whether it could be written."""
         path = self.folder / f"{first:09d}-{first + len(rows['seconds']):09d}.safetensors"
         waiting = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             save_file(rows, waiting, {"tubelet": about})
             os.replace(waiting, path)
+            return True
         except (OSError, SafetensorError) as error:
-            self.say(f"what is done cannot be kept, and an interrupted pass will begin anew: {error}")
+            self.say(f"what is done cannot be kept, so an interrupted pass will begin anew: {error}")
+            return False
         finally:
             with contextlib.suppress(OSError):
                 waiting.unlink()
@@ -137,10 +140,11 @@ def scan(
     new, kept_at = list[Rows](), time.monotonic()  # since something was kept
 
     def keep() -> None:
-        nonlocal new, kept_at
+        nonlocal kept, new, kept_at
         if kept and new:
             found.append(_joined(new))
-            kept.write(about, done - len(found[-1]["seconds"]), found[-1])
+            if not kept.write(about, done - len(found[-1]["seconds"]), found[-1]):
+                kept = None
             new, kept_at = [], time.monotonic()
 
     try:
