@@ -99,8 +99,13 @@ class _Lease:
             if found[0] and found != before:
                 raise self._refused(found[0])
         self.seen = time.monotonic()
-        if not self._change(found, self.me):
-            raise self._refused(self._row()[0] or "it has just ended")
+        try:
+            if self._change(found, self.me):
+                return
+        except (OSError, RuntimeError):  # so many tried at once that the store gave up
+            if self._row() == found:
+                raise
+        raise self._refused(self._row()[0] or "it has just ended")
 
     def beat(self) -> bool:
         """Show that we live; False where the row is another's."""
