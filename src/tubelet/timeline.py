@@ -86,11 +86,11 @@ def timeline(
     windows = scales(model, video, lengths, step)
     found = scan(model, video, windows if lengths else windows[:1], batch_size, on_window, kept)
     borders = np.append(np.arange(0, found.duration - 1e-6, every_seconds), found.duration)
-    kept = [number for number, name in enumerate(model.class_names) if name != background]
-    chances = over_time(found, borders)[:, kept]
+    shown = [number for number, name in enumerate(model.class_names) if name != background]
+    chances = over_time(found, borders)[:, shown]
     if background:
         chances = chances / chances.sum(dim=1, keepdim=True).clamp(min=1e-6)
-    return Timeline(str(video), tuple(model.class_names[number] for number in kept), torch.from_numpy(borders), chances)
+    return Timeline(str(video), tuple(model.class_names[number] for number in shown), torch.from_numpy(borders), chances)
 
 
 def over_time(found: Scan, borders: np.ndarray) -> Tensor:
