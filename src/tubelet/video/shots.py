@@ -69,7 +69,8 @@ def told(frames: Iterable[tuple[int, av.VideoFrame]]) -> Iterator[tuple[int, av.
         number, frame = waiting.popleft()
         # Of the changes that are held, the last belongs to the last frame that waits.
         place = len(changes) - 1 - len(waiting)
-        begins = number - last >= LEAST_FRAMES and changes[place] >= LEAST_CHANGE and bool(_unusual(np.array(changes))[place])
+        known = number - last >= LEAST_FRAMES and float(changes[place]) >= LEAST_CHANGE
+        begins = known and bool(_unusual(np.array(changes))[place])
         last = number if begins else last
         return number, frame, begins
 
