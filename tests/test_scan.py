@@ -34,8 +34,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-@pytest.mark.parametrize("command", ["timeline", "ground"])
+@pytest.mark.parametrize(("command", "how"), [("timeline", signal.SIGKILL), ("ground", signal.SIGINT)])
 def test_a_stopped_command_goes_on(place, tmp_path, monkeypatch, capsys, command, how):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     asked = [command, str(place / "v.mp4"), "--model", str(place / "model"), "--windows", "1", "--json"]

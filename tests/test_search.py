@@ -511,6 +511,7 @@ def test_writers_that_begin_at_once_leave_a_sound_library(remote, model_folder, 
     assert_sound(Index.open(remote), folder)
 
 
+@pytest.mark.slow
 def test_a_killed_writer_on_object_storage_is_followed_and_a_stopped_one_does_no_harm(remote, model_folder, folder):
     """One is killed; the next takes over, stands still (SIGSTOP), is taken over itself, and when it wakes writes no more."""
     killed = writer(model_folder, folder, remote, wait_at=8)
