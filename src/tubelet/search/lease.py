@@ -19,7 +19,8 @@ from typing import Any
 
 from tubelet import storage
 from tubelet.errors import CheckpointError
-from tubelet.search.lance import first_line, quoted
+from tubelet.search.lance import first_line, quoted, tables
+from tubelet.video.guard import forking
 
 BEAT_SECONDS = 4.0
 SILENT_SECONDS = 20.0
@@ -82,12 +83,19 @@ class _Lease:
 
     def __init__(self, uri: str, database: Any) -> None:
         self.uri, self.me = uri, f"{socket.gethostname()}, process {os.getpid()}, {secrets.token_hex(4)}"
-        try:
-            self.table = database.create_table("writer", [{"owner": "", "beat": 0}], exist_ok=True)
-        except (OSError, RuntimeError, ValueError):  # another process made it at the same time
-            self.table = database.open_table("writer")
+        for _ in range(5):
+            # Of two that make the table the second overwrites it: nobody takes the row before both are done.
+            with contextlib.suppress(OSError, RuntimeError, ValueError):
+                if "writer" not in tables(database):
+                    database.create_table("writer", [{"owner": "", "beat": 0}], exist_ok=True)
+                    time.sleep(BEAT_SECONDS)
+                self.table = database.open_table("writer")
+                break
+            time.sleep(BEAT_SECONDS)
+        else:
+            raise CheckpointError(f"{uri} cannot be written: its table of writers cannot be made or opened")
         self.seen = time.monotonic()  # when the row was last known to be ours
-        self.turn = threading.Lock()
+        self.lost = False
 
     def take(self) -> None:
         """Make the row ours; CheckpointError where it is that of a process that lives."""
@@ -109,16 +117,15 @@ class _Lease:
 
     def beat(self) -> bool:
         """Show that we live; False where the row is another's."""
-        with self.turn:
+        with forking:
             now = time.monotonic()
             found = self._row()
-            if found[0] != self.me or not self._change(found, self.me):
-                return False
-            self.seen = now
-            return True
+            self.lost = self.lost or found[0] != self.me or not self._change(found, self.me)
+            self.seen = self.seen if self.lost else now
+            return not self.lost
 
     def still_ours(self) -> None:
-        if time.monotonic() - self.seen > 2 * BEAT_SECONDS and not self.beat():
+        if self.lost or (time.monotonic() - self.seen > 2 * BEAT_SECONDS and not self.beat()):
             raise CheckpointError(
                 f"another process has begun to write to {self.uri}, for this one gave no sign for {SILENT_SECONDS:g} s: what it "
                 "finished stays; run the command again when the other is done"

@@ -30,6 +30,7 @@ from tubelet.search.answers import LEVELS, Filter, Hit, Level, folder, nearest
 from tubelet.search.lance import About
 from tubelet.search.lease import StillOurs, writing
 from tubelet.search.rows import as_rows, as_table, item, pooled, row_of, state_of
+from tubelet.video.guard import forking
 from tubelet.video.stream import SLIDING, Windows
 
 COMMIT_SECONDS = 15.0  # from one commit of finished videos to the next
@@ -196,12 +197,13 @@ class Index:
         def commit() -> None:
             nonlocal ready, last
             if ready:
-                still_ours()
                 names = sorted({row["item"] for row in ready})
-                lance.replace(table, names, as_table(ready, self.about))
                 staged = [name for name in names if name in left]
-                if staged:
-                    pending.delete(lance.one_of(staged))
+                with forking:
+                    still_ours()
+                    lance.replace(table, names, as_table(ready, self.about))
+                    if staged:
+                        pending.delete(lance.one_of(staged))
             ready, last = [], time.monotonic()
 
         try:
@@ -215,23 +217,27 @@ class Index:
                     if on_window:
                         on_window(event)
                     if len(held[name]) >= STAGED_ROWS:
-                        still_ours()
-                        pending.add(as_table(held[name], self.about))
+                        with forking:
+                            still_ours()
+                            pending.add(as_table(held[name], self.about))
                         left[name] = left.get(name, 0) + len(held[name])
                         held[name] = []
                     continue
                 rows, problem = held.pop(name), event.problem
                 if problem:
-                    still_ours()
-                    if name in left:
-                        pending.delete(lance.one_of([name]))
+                    with forking:
+                        still_ours()
+                        if name in left:
+                            pending.delete(lance.one_of([name]))
+                        if name in known:
+                            table.delete(lance.one_of([name]))
                     if name in known:
-                        table.delete(lance.one_of([name]))
                         problem += "; it has changed, so what was known of it was taken out of the library"
                     added.missing.append((event.example.id, problem))
                 else:
                     if name in left:
-                        found = pending.search().where(lance.one_of([name])).limit(None).to_arrow()
+                        with forking:
+                            found = pending.search().where(lance.one_of([name])).limit(None).to_arrow()
                         rows = sorted(as_rows(found) + rows, key=lambda row: (row["end_seconds"], row["start_seconds"]))
                     ready += rows + pooled(rows)
                     added.changed += name in known
