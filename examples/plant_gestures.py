@@ -8,6 +8,8 @@ LABELS.csv has the columns path, label, group (the scene) and split (train or va
     moments.csv          path, text (the question: the label), start, end, split: one row a planted clip
     windows.csv          path, label, start, end, split: what a classifier of windows learns from. A window that is nearly a
                          clip (IoU of 0.7 or more) has its label, one that is not (below 0.45) the label "between"
+    captions.csv         the rows of windows.csv with a sentence in place of the label, for `tubelet align`
+    sentences.csv        the rows of moments.csv with these sentences as questions
 
 A scene stays on one side of the split, so that a model is asked about places that it never saw.
 """
@@ -23,6 +25,19 @@ import numpy as np
 from tubelet.video.decode import decode, probe
 from tubelet.video.write import write_video
 
+SENTENCES = {
+    "up": "the hand moves up",
+    "down": "the hand moves down",
+    "left": "the hand moves to the left",
+    "right": "the hand moves to the right",
+    "circlecc": "the hand draws a circle",
+    "del": "the hand crosses something out",
+    "square": "the hand draws a square",
+    "star": "the hand draws a star",
+    "tick": "the hand ticks something off",
+    "carret": "the hand draws an arrow head",
+    "between": "one thing ends and another begins",
+}
 FPS, SIZE, MOST, ORDERS = 12, (120, 160), 12, 2
 
 
@@ -46,7 +61,9 @@ def main(table: str, out: str) -> None:
                 planted = plant(root, out_folder / name, rows[piece::pieces])
                 moments += [(name, label, f"{start:.3f}", f"{end:.3f}", split) for label, start, end in planted]
                 windows += [(name, label, f"{start:.3f}", f"{end:.3f}", split) for label, start, end in cut(planted, rng)]
-    for name, rows, column in (("moments.csv", moments, "text"), ("windows.csv", windows, "label")):
+    said = [[(name, SENTENCES[label], *rest) for name, label, *rest in rows] for rows in (windows, moments)]
+    tables = [("moments.csv", moments, "text"), ("windows.csv", windows, "label")]
+    for name, rows, column in [*tables, ("captions.csv", said[0], "text"), ("sentences.csv", said[1], "text")]:
         with open(out_folder / name, "w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([("path", column, "start", "end", "split"), *rows])
     print(f"{out}: {len(moments)} moments, {len(windows)} windows")

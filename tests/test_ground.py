@@ -9,12 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tubelet import ground_head, models
+from tubelet import ground_head, ground_store, models
 from tubelet.errors import CheckpointError, ConfigError, DataError
 from tubelet.evaluate.grounding import iou
-from tubelet.ground import Scan, best, choose, class_of, ground, judge, scales, scan, scorer, suppress
-from tubelet.ground_head import HeadConfig, Stored
+from tubelet.ground import best, choose, class_of, ground, judge, scorer, suppress
+from tubelet.ground_head import HeadConfig
+from tubelet.ground_store import Stored
 from tubelet.records import ClipSpec, Example, Question
+from tubelet.scan import Scan, scales, scan
 from tubelet.video.stream import Windows
 
 from .colours import FPS, Colours, film
@@ -184,7 +186,7 @@ def taught(tmp_path_factory):
             start += length
         film(folder / f"{number}.mp4", parts)
     model = Colours()
-    stored = ground_head.store(model, [one.path for one in examples], 0.25, 0.125, folder / "features.parquet")
+    stored = ground_store.store(model, [one.path for one in examples], 0.25, 0.125, folder / "features.parquet")
     config = HeadConfig(0.25, 0.125, cells=24, width=32, depth=2, heads=2, steps=120, batch_size=16, lr=3e-3, dropout=0.0)
     train = [one for one in examples if one.split == "train"]
     losses = []
@@ -205,29 +207,29 @@ def test_the_head_learns_and_beats_the_prior(taught):
 def test_features_are_stored_once_and_not_taken_from_another_model(taught, tmp_path, monkeypatch):
     folder, model, examples, stored, _, _ = taught
     paths = [one.path for one in examples]
-    monkeypatch.setattr(ground_head, "scan", lambda *_, **__: pytest.fail("decoded again"))
-    again = ground_head.store(model, paths, 0.25, 0.125, folder / "features.parquet")
+    monkeypatch.setattr(ground_store, "scan", lambda *_, **__: pytest.fail("decoded again"))
+    again = ground_store.store(model, paths, 0.25, 0.125, folder / "features.parquet")
     assert all(torch.equal(again[path].vectors, stored[path].vectors) for path in paths)
     assert all(torch.equal(again[path].seconds, stored[path].seconds) for path in paths)
     assert again[paths[0]].duration == stored[paths[0]].duration
     other = Colours()
     torch.nn.init.zeros_(other.scale)
-    assert ground_head._read(folder / "features.parquet", other, 0.25, 0.125) == ({}, {})
-    assert ground_head._read(folder / "features.parquet", model, 0.5, 0.125) == ({}, {})
+    assert ground_store._read(folder / "features.parquet", other, 0.25, 0.125) == ({}, {})
+    assert ground_store._read(folder / "features.parquet", model, 0.5, 0.125) == ({}, {})
 
 
 def test_features_of_odd_windows_are_found_again_and_those_of_a_changed_file_are_not(tmp_path, monkeypatch):
     """Of a window that no short decimal says; of two films of which one is written anew."""
     path, window = tmp_path / "features.parquet", 64 / 30
     films = [film(tmp_path / f"{number}.mp4", [("red", 3)]) for number in range(2)]
-    looked, scan_ = [], ground_head.scan
+    looked, scan_ = [], ground_store.scan
     monkeypatch.setattr(
-        ground_head, "scan", lambda model, video, *more, **named: looked.append(video) or scan_(model, video, *more, **named)
+        ground_store, "scan", lambda model, video, *more, **named: looked.append(video) or scan_(model, video, *more, **named)
     )
 
     def store():
         looked.clear()
-        return ground_head.store(Colours(), [str(one) for one in films], window, window / 4, path)
+        return ground_store.store(Colours(), [str(one) for one in films], window, window / 4, path)
 
     store()
     first = store()
@@ -245,8 +247,8 @@ def test_an_interrupted_pass_over_the_videos_loses_nothing(tmp_path, monkeypatch
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ground_head.store(Colours(), films, 0.5, 0.25, tmp_path / "features.parquet", stop)
-    assert list(ground_head._read(tmp_path / "features.parquet", Colours(), 0.5, 0.25)[0]) == films[:1]
+        ground_store.store(Colours(), films, 0.5, 0.25, tmp_path / "features.parquet", stop)
+    assert list(ground_store._read(tmp_path / "features.parquet", Colours(), 0.5, 0.25)[0]) == films[:1]
 
 
 def test_a_question_has_the_same_scores_beside_a_longer_one():
@@ -337,7 +339,7 @@ def test_rows_without_times_teach_nothing(taught):
     with pytest.raises(DataError, match="none of 1 rows has a text, a start and an end"):
         ground_head.fit(model, [Example("a", "a", text="x")], stored, HeadConfig(1, 1))
     with pytest.raises(DataError, match="none of 1 videos could be read"):
-        ground_head.store(model, ["nowhere.mp4"], 1, 1, "features.parquet")
+        ground_store.store(model, ["nowhere.mp4"], 1, 1, "features.parquet")
     with pytest.raises(DataError, match="none of the videos of 1 rows to learn from could be read"):
         ground_head.fit(model, [Example("gone.mp4", "a", None, "x", 0, 1)], stored, HeadConfig(1, 1))
     json.dumps(vars(HeadConfig(1, 1)))

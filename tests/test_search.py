@@ -3,6 +3,7 @@
 import datetime
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -283,7 +284,7 @@ def test_one_writes_and_others_read(index, model, folder, tmp_path, monkeypatch)
     reader = subprocess.Popen([sys.executable, "-c", code, index.uri, str(tmp_path / "end")], stdout=subprocess.PIPE, text=True)
     assert reader.stdout is not None and reader.stdout.readline() == "ready\n"
     time.sleep(0.3)
-    monkeypatch.setattr(search, "COMMIT_ROWS", 1)
+    monkeypatch.setattr(search.library, "COMMIT_ROWS", 1)
     for number in range(8):
         shutil.copy(folder / "translate_left" / "long.mp4", folder / f"copy{number}.mp4")
     refused: list[str] = []
@@ -309,7 +310,7 @@ def test_a_killed_writer_leaves_a_sound_library(model, model_folder, folder, tmp
     library = tmp_path / "killed"
     code = (
         "import sys; from tubelet import search, datasets; from tubelet.weights.load import load_model\n"
-        "search.COMMIT_ROWS, search.STAGED_ROWS = 1, 5\n"
+        "search.library.COMMIT_ROWS, search.library.STAGED_ROWS = 1, 5\n"
         "model = load_model(sys.argv[1]); index = search.Index.create(sys.argv[3], model, sys.argv[1])\n"
         "index.add(model, datasets.read(sys.argv[2]).examples, 2, 1, on_window=lambda one: print(one.place, flush=True))\n"
     )
@@ -319,7 +320,7 @@ def test_a_killed_writer_leaves_a_sound_library(model, model_folder, folder, tmp
             assert writer.stdout is not None and all(writer.stdout.readline() for _ in range(lines))
             os.kill(writer.pid, signal.SIGKILL)
     index = Index.open(library)
-    left = search._counts(index._database.open_table("pending"))
+    left = search.lance.counts(index._database.open_table("pending"))
     places = []
     done = index.add(model, datasets.read(folder).examples, on_window=lambda one: places.append((one.example.id, one.place)))
     assert done.unchanged >= 1 and done.windows == len(places) < 7 * 14 + 12
@@ -330,8 +331,8 @@ def test_a_killed_writer_leaves_a_sound_library(model, model_folder, folder, tmp
 
 
 def test_many_vectors_get_an_approximate_index(index, model, folder, monkeypatch):
-    monkeypatch.setattr(search, "EXACT_ROWS", 300)
-    monkeypatch.setattr(search, "CELL_ROWS", 100)
+    monkeypatch.setattr(search.lance, "EXACT_ROWS", 300)
+    monkeypatch.setattr(search.lance, "CELL_ROWS", 100)
     generator = torch.Generator().manual_seed(0)
     rows = table(index).to_pylist()
     [one] = [row for row in rows if row["per"] == "video" and row["path"].endswith("long.mp4")]
@@ -340,7 +341,7 @@ def test_many_vectors_get_an_approximate_index(index, model, folder, monkeypatch
         {**one, "id": f"x{i}", "item": f"x{i}", "path": f"/x/{i}", "per": "window", "vector": vectors[i]}
         for i in range(len(vectors))
     ]
-    index._rows().add(search._as_table(made, index.about))
+    index._rows().add(search.rows.as_table(made, index.about))
     index.add(model, datasets.read(folder).examples)
     found = index._rows()
     assert {one.name for one in found.list_indices()} == {"vector_idx", "per_idx"}
@@ -360,7 +361,7 @@ def test_many_vectors_get_an_approximate_index(index, model, folder, monkeypatch
         found = {hit.path for hit in index.search(model(clip.frames[None])["embedding"][0], 2) if hit.score > 0.9999}
     assert found == {str(folder / "new.mp4"), str(folder / "translate_left" / "long.mp4")}
     more = [{**row, "id": f"y{row['id']}", "item": f"y{row['item']}", "path": f"/y{row['path']}"} for row in made[:300]]
-    index._rows().add(search._as_table(more, index.about))
+    index._rows().add(search.rows.as_table(more, index.about))
     index.add(model, datasets.read(folder).examples)
     assert index._rows().index_stats("vector_idx").num_unindexed_rows == 0, "of many the index is made anew"
 
@@ -439,26 +440,113 @@ def test_a_library_on_object_storage(server, index, model, model_folder, folder)
         Index.open("s3://bucket/nowhere")
 
 
+@pytest.fixture
+def remote(server: None, tmp_path: Path) -> str:
+    """The address of a library that is not there yet."""
+    import urllib.request
+
+    bucket = f"b{abs(hash(tmp_path)):x}"
+    urllib.request.urlopen(urllib.request.Request(f"{os.environ['AWS_ENDPOINT_URL']}/{bucket}", method="PUT")).close()
+    return f"s3://{bucket}/library"
+
+
+WRITER = """
+import sys
+from tubelet import datasets
+from tubelet.search import Index, lease, library
+from tubelet.weights.load import load_model
+
+lease.BEAT_SECONDS, lease.SILENT_SECONDS = float(sys.argv[4]), float(sys.argv[5])
+library.COMMIT_ROWS, library.STAGED_ROWS = 1, 5
+model = load_model(sys.argv[1])
+
+seen = 0
+
+def on_window(one):
+    global seen
+    seen += 1
+    if seen == int(sys.argv[6]):
+        print("waits", flush=True)
+        input()
+
+try:
+    index = Index.create(sys.argv[3], model, sys.argv[1])
+    added = index.add(model, datasets.read(sys.argv[2]).examples, 2, 1, on_window)
+    print("done", added.new, added.unchanged, added.windows, flush=True)
+except Exception as error:
+    print(type(error).__name__, error, flush=True)
+"""
+
+
+def writer(
+    model_folder: Path, folder: Path, uri: str, wait_at: int = 0, beat: float = 0.3, silent: float = 3.0
+) -> subprocess.Popen:
+    """A process that indexes the folder, and at its window number `wait_at` says so and waits for a line."""
+    words = [sys.executable, "-c", WRITER, *map(str, (model_folder, folder, uri, beat, silent, wait_at))]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and (not wait_at or process.stdout.readline() == "waits\n")
+    return process
+
+
+def last_line(process: subprocess.Popen) -> str:
+    return process.communicate("go on\n", timeout=100)[0].splitlines()[-1]
+
+
+def test_of_two_writers_on_object_storage_one_is_refused(remote, model_folder, folder):
+    first = writer(model_folder, folder, remote, wait_at=3)
+    refused = last_line(writer(model_folder, folder, remote))
+    assert re.fullmatch(
+        rf"CheckpointError another process \(.*process {first.pid}, .*\) is writing to s3://.*: wait.*done", refused
+    )
+    assert last_line(first) == "done 5 0 26"
+    assert_sound(Index.open(remote), folder)
+    assert last_line(writer(model_folder, folder, remote)) == "done 0 5 0", "who is done leaves it free at once"
+
+
+def test_writers_that_begin_at_once_leave_a_sound_library(remote, model_folder, folder):
+    several = [writer(model_folder, folder, remote) for _ in range(3)]
+    ends = [last_line(one) for one in several]
+    assert all(end.startswith(("done ", "CheckpointError another process")) for end in ends), ends
+    assert sum(int(end.split()[1]) for end in ends if end.startswith("done")) == 5, "no video is new to two of them"
+    assert_sound(Index.open(remote), folder)
+
+
+@pytest.mark.slow
+def test_a_killed_writer_on_object_storage_is_followed_and_a_stopped_one_does_no_harm(remote, model_folder, folder):
+    """One is killed; the next takes over, stands still (SIGSTOP), is taken over itself, and when it wakes writes no more."""
+    killed = writer(model_folder, folder, remote, wait_at=8)
+    killed.kill()
+    killed.communicate()
+    stopped = writer(model_folder, folder, remote, wait_at=2)
+    stopped.send_signal(signal.SIGSTOP)
+    assert last_line(writer(model_folder, folder, remote)).startswith("done ")
+    stopped.send_signal(signal.SIGCONT)
+    assert last_line(stopped).startswith("CheckpointError another process has begun to write to s3://")
+    index = Index.open(remote)
+    assert_sound(index, folder)
+    assert index._database.open_table("pending").count_rows() == 0
+
+
 def test_a_rare_label_is_found_beyond_the_nearest_cells(index, monkeypatch):
-    monkeypatch.setattr(search, "EXACT_ROWS", 300)
-    monkeypatch.setattr(search, "CELL_ROWS", 20)
-    monkeypatch.setattr(search, "PROBES", 1)
+    monkeypatch.setattr(search.lance, "EXACT_ROWS", 300)
+    monkeypatch.setattr(search.lance, "CELL_ROWS", 20)
+    monkeypatch.setattr(search.answers, "PROBES", 1)
     vectors = features.unit(torch.randn(600, 24, generator=torch.Generator().manual_seed(0))).numpy()
     [one] = [row for row in table(index).to_pylist() if row["per"] == "video" and row["path"].endswith("long.mp4")]
     made = [
         {**one, "id": f"x{i}", "item": f"x{i}", "path": f"/x/{i}", "per": "window", "vector": vectors[i]} for i in range(600)
     ]
     index._rows().add(
-        search._as_table([{**row, "label": "rare" if i == 7 else "often"} for i, row in enumerate(made)], index.about)
+        search.rows.as_table([{**row, "label": "rare" if i == 7 else "often"} for i, row in enumerate(made)], index.about)
     )
     index._tidy()
     assert index._rows().index_stats("vector_idx").num_unindexed_rows == 0
     assert [hit.path for hit in index.search(torch.from_numpy(-vectors[7]), 3, only=Filter(label="rare"))] == ["/x/7"]
     # Many small pieces are joined although their rows are few, and the cells are made anew.
-    monkeypatch.setattr(search, "PIECES", 3)
+    monkeypatch.setattr(search.lance, "PIECES", 3)
     for number in range(4):
         row = {**made[number], "id": f"y{number}", "item": f"y{number}"}
-        index._rows().add(search._as_table([row], index.about))
+        index._rows().add(search.rows.as_table([row], index.about))
     index._tidy()
     assert index._rows().stats()["fragment_stats"]["num_fragments"] <= 3
     assert index._rows().index_stats("vector_idx").num_unindexed_rows == 0

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.evaluate.grounding import localisation
-from tubelet.ground import Scan
+from tubelet.scan import Scan
 from tubelet.timeline import Timeline, cues, detections, over_time, segments, timeline, to_csv, to_dict, to_srt, to_vtt, write
 
 from .colours import Colours, film

@@ -10,7 +10,6 @@ W windows, D embedding width, K classes.
 """
 
 import contextlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
@@ -27,10 +26,8 @@ from tubelet.evaluate.grounding import RECALL_AT, evaluate, iou
 from tubelet.features import embed_video
 from tubelet.models._model import Model
 from tubelet.records import Example, Question
-from tubelet.video.stream import Stream, Windows
+from tubelet.scan import Kept, Scan, scales, scan
 
-SCALES = (1.0, 2.0, 4.0)  # lengths of windows, relative to what a clip of the model spans
-STEP = 0.25  # from one window to the next, relative to its length
 TOP = 10  # answers to a question of which a model or a head is judged
 
 
@@ -44,74 +41,6 @@ class Span:
 
     def to_dict(self) -> dict[str, float]:
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class Scan:
-    """What a model makes of every window of one video.
-
-    seconds float64 (W,2): start and end of each, the end being when its last frame's time is over; embeddings float32 (W,D) as
-    the model gives them; probabilities float32 (W,K), or None for a model without classes; duration: seconds of the video.
-    """
-
-    seconds: Tensor
-    embeddings: Tensor
-    probabilities: Tensor | None
-    duration: float
-
-
-@torch.no_grad()
-def scan(
-    model: Model,
-    video: str | Path,
-    windows: Sequence[Windows] = (),
-    batch_size: int = 8,
-    on_window: Callable[[int, int], object] | None = None,
-) -> Scan:
-    """Every window of a video through the model, from one decode; memory does not grow with the frames of the video.
-
-    windows: which; () takes those of `scales`. on_window(done, all) after each batch. VideoError where the video cannot be read.
-    """
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    stream = Stream(video, model.spec, windows or scales(model, video))
-    frame_seconds = float(np.diff(stream.seconds).mean()) if len(stream.seconds) > 1 else 0.0
-    spans, embeddings, chances, held = [], [], [], []
-    try:
-        for window, clip in stream:
-            spans.append((window.start_seconds, window.end_seconds + frame_seconds))
-            held.append(clip.frames)
-            if len(held) == batch_size or len(spans) == len(stream):
-                out = model(torch.stack(held).to(device))
-                embeddings.append(out["embedding"].float().cpu())
-                if "logits" in out:
-                    chances.append(out["logits"].float().softmax(dim=-1).cpu())
-                held = []
-                if on_window is not None:
-                    on_window(len(spans), len(stream))
-    finally:
-        stream.close()
-        model.train(was_training)
-    duration = float(stream.seconds[-1]) + frame_seconds
-    table = torch.tensor(spans, dtype=torch.float64).reshape(-1, 2)
-    return Scan(table, torch.cat(embeddings), torch.cat(chances) if chances else None, duration)
-
-
-def scales(model: Model, video: str | Path, lengths: Sequence[float] = (), step: float = STEP) -> list[Windows]:
-    """Sliding windows of several lengths, in seconds; () takes SCALES times what a clip of the model spans in this video, but
-    none longer than the video. step: relative to the length of a window."""
-    from tubelet.video.decode import probe
-    from tubelet.video.guard import run
-
-    if not lengths:
-        info = run(str(video), probe, video)
-        clip = model.spec.window_frames / max(info.fps, 1e-6)
-        lengths = [scale * clip for scale in SCALES if scale * clip <= info.duration_seconds] or [clip]
-    for length in lengths:
-        if not 0 < length < math.inf or not 0 < step < math.inf:
-            raise ConfigError(f"windows of {length:g} s at a step of {length * step:g}: both must be numbers above 0")
-    return [Windows(window_seconds=length, step_seconds=length * step) for length in lengths]
 
 
 def clip_seconds(model: Model, videos: Sequence[str]) -> float:
@@ -133,18 +62,20 @@ def ground(
     overlap: float = 0.5,
     batch_size: int = 8,
     on_window: Callable[[int, int], object] | None = None,
+    kept: Kept | None = None,
 ) -> list[Span]:
     """The `top` spans of a video that fit a question best, best first.
 
     question: words; a Path to another video or a picture; or an embedding (D,). Words are read by the model's text tower, or
     name one of its classes (see `class_of`). lengths: of windows in seconds, see `scales`. Of two answers with an IoU above
-    `overlap` the better one is kept. ConfigError where the model cannot read words, VideoError where a video cannot be read.
+    `overlap` the better one is kept. kept: as in `scan`. ConfigError where the model cannot read words, VideoError where a video
+    cannot be read.
     """
     check_answers(top, overlap)
     if isinstance(question, str) and not question.strip():
         raise ConfigError("the question is empty: say what to look for")
     score = scorer(model, question)
-    found = scan(model, video, scales(model, video, lengths), batch_size, on_window)
+    found = scan(model, video, scales(model, video, lengths), batch_size, on_window, kept)
     return best(found.seconds, score(found), top, overlap)
 
 

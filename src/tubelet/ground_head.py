@@ -16,7 +16,6 @@ import json
 import math
 import os
 import re
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,23 +28,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tubelet import storage
-from tubelet.errors import CheckpointError, ConfigError, DataError, VideoError
+from tubelet.errors import CheckpointError, ConfigError, DataError
 from tubelet.evaluate.grounding import evaluate
-from tubelet.features import Feature, fingerprint, write_parquet
-from tubelet.ground import TOP, Span, check_answers, questions, scan, suppress, timed, truths
+from tubelet.features import fingerprint
+from tubelet.ground import TOP, Span, check_answers, questions, suppress, timed, truths
+from tubelet.ground_store import Stored
 from tubelet.loading import generator_for
 from tubelet.models._model import Model
 from tubelet.models._tokens import sine_cosine_positions
 from tubelet.models._transformer import BiasedBlock, Dropout, LayerNorm
 from tubelet.records import Example
-from tubelet.video.stream import Windows
 
 FORMAT = "tubelet-ground-2"
 SHARPNESS = 6  # of the target: a span of IoU 0.8 weighs 17 times one of 0.5, and one that misses nothing
 UNKNOWN = 0  # number of a word that training never had
 PADDING = -1  # stands behind the last word of a question that is shorter than the longest
-STORE_SECONDS = 60.0  # between two writings of the features while videos are read
 LIKELY = 256  # spans among which the expected IoU is computed
 
 
@@ -146,118 +143,9 @@ class GroundHead(nn.Module):
         return shares * (duration[:, None, None].double() if isinstance(duration, Tensor) else duration)
 
 
-@dataclass(frozen=True)
-class Stored:
-    """Features of the windows of one video: seconds float64 (W,2), vectors float32 (W,D), duration in seconds."""
-
-    seconds: Tensor
-    vectors: Tensor
-    duration: float
-
-    def cells(self, count: int) -> Tensor:
-        """float32 (count,D): the vectors, interpolated to the middles of equal cells of the video."""
-        middles = self.seconds.mean(dim=1).numpy()
-        order = np.argsort(middles, kind="stable")
-        wanted = (np.arange(count) + 0.5) / count * self.duration
-        place = np.interp(wanted, middles[order], np.arange(len(order)))
-        low = np.floor(place).astype(int)
-        high = np.minimum(low + 1, len(order) - 1)
-        share = torch.from_numpy(place - low).float()[:, None]
-        vectors = self.vectors[torch.from_numpy(order.copy())]
-        return vectors[low] * (1 - share) + vectors[high] * share
-
-
 def split(question: str) -> list[str]:
     """Words and marks of a question, lower case; at least one."""
     return re.findall(r"\w+|[^\w\s]", question.lower()) or [""]
-
-
-def store(
-    model: Model,
-    videos: Sequence[str],
-    window: float,
-    step: float,
-    path: str | Path,
-    on_video: Callable[[int], object] | None = None,
-    on_missing: Callable[[str, str], None] | None = None,
-) -> dict[str, Stored]:
-    """Features of sliding windows of every video, by its path; those in the Parquet file at `path` are taken from there.
-
-    A file of another model or other windows is written anew, and a video that changed since (size, time) is read again. The file is
-    written on the way too, so that an interrupted call loses a minute at most. Rows: id (window, step, duration, state of the
-    video's file), path, start and end seconds, vector. DataError where no video can be read.
-    """
-    kept, states = _read(Path(path), model, window, step)
-    found: dict[str, Stored] = {}
-    unwritten, written_at = False, time.monotonic()
-
-    def keep() -> None:
-        rows = (
-            Feature(f"{window!r} {step!r} {one.duration!r} {states[video]}", video, float(start), float(end), vector)
-            for video, one in kept.items()
-            for (start, end), vector in zip(one.seconds, one.vectors, strict=True)
-        )
-        write_parquet(path, rows, model, per="clip")
-
-    try:
-        for number, video in enumerate(dict.fromkeys(videos), 1):
-            if video not in kept:
-                try:
-                    state = _state(video)
-                    seen = scan(model, video, [Windows(window_seconds=window, step_seconds=step)], batch_size=32)
-                except (VideoError, OSError) as error:
-                    if on_missing is not None:
-                        on_missing(video, getattr(error, "strerror", None) or str(error))
-                    continue
-                kept[video], states[video] = Stored(seen.seconds, seen.embeddings, seen.duration), state
-                unwritten = True
-            found[video] = kept[video]
-            if unwritten and time.monotonic() - written_at > STORE_SECONDS:
-                keep()
-                unwritten, written_at = False, time.monotonic()
-            if on_video is not None:
-                on_video(number)
-    finally:  # also what was done when Ctrl-C came
-        if unwritten:
-            keep()
-    if not found:
-        raise DataError(f"none of {len(set(videos))} videos could be read, so there is nothing to learn from")
-    return found
-
-
-def _state(video: str) -> str:
-    """Changes when the file does. OSError where there is none."""
-    size, version = storage.stat(video)
-    return f"{size} {version}"
-
-
-def _read(path: Path, model: Model, window: float, step: float) -> tuple[dict[str, Stored], dict[str, str]]:
-    """What is stored already of the same model and windows, of videos that are as they were; and the state of their files."""
-    if not path.is_file():
-        return {}, {}
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path)
-    except pa.ArrowException as error:
-        raise CheckpointError(f"{path} is not a file of features: {error}; delete it, and it is made again") from error
-    about = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-    if about.get("tubelet.fingerprint") != fingerprint(model):
-        return {}, {}
-    columns = table.to_pydict()
-    vectors = torch.from_numpy(table["vector"].combine_chunks().flatten().to_numpy().copy()).view(-1, model.width)
-    seconds = torch.tensor([columns["start_seconds"], columns["end_seconds"]], dtype=torch.float64).T
-    places: dict[str, list[int]] = {}
-    for place, video in enumerate(columns["path"]):
-        places.setdefault(video, []).append(place)
-    found, states = {}, {}
-    for video, rows in places.items():
-        kept_window, kept_step, duration, state = (*columns["id"][rows[0]].split(" ", 3), "", "", "", "")[:4]
-        with contextlib.suppress(OSError):
-            if (kept_window, kept_step) == (repr(window), repr(step)) and state == _state(video):
-                found[video], states[video] = Stored(seconds[rows], vectors[rows], float(duration)), state
-    return found, states
 
 
 def fit(

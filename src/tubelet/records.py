@@ -46,7 +46,8 @@ class Query:
     """A sentence and where in a video it is true: `spans` of (start, end) seconds, best known first; none where nobody said.
 
     Several spans belong to one question of QVHighlights, or are one moment as several people marked it (DiDeMo).
-    duration: seconds of the video, None where the annotations do not say.
+    duration: seconds of the video, None where the annotations do not say. saliency: (number of a clip of 2 s, what each of several
+    people gave it, 0 to 4) of the clips that answer a question of QVHighlights; all others have 0.
     """
 
     id: str
@@ -55,6 +56,7 @@ class Query:
     spans: tuple[tuple[float, float], ...] = ()
     duration: float | None = None
     split: str | None = None
+    saliency: tuple[tuple[int, tuple[int, ...]], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,14 @@ def stat(path: str) -> tuple[int, object]:
     return found.st_size, found.st_mtime_ns
 
 
+def exists(path: str) -> bool:
+    try:
+        stat(path)
+    except OSError:
+        return False
+    return True
+
+
 def open_bytes(path: str) -> BinaryIO:
     """The bytes at a path, to be read from any place; OSError."""
     part = _PART.fullmatch(path)

@@ -27,8 +27,9 @@ from torch import Tensor
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.evaluate.grounding import Detection
 from tubelet.find import choose
-from tubelet.ground import STEP, Scan, scales, scan, suppress
+from tubelet.ground import suppress
 from tubelet.models._model import Model
+from tubelet.scan import STEP, Kept, Scan, scales, scan
 
 SUFFIXES = (".png", ".svg", ".csv", ".srt", ".vtt", ".json")
 LEVELS = tuple(round(0.1 * step, 1) for step in range(1, 10))  # of probability, for `detections`
@@ -66,9 +67,10 @@ def timeline(
     batch_size: int = 8,
     on_window: Callable[[int, int], object] | None = None,
     step: float = STEP,
+    kept: Kept | None = None,
 ) -> Timeline:
     """Class probabilities of every `every_seconds` of a video. lengths: of the windows in seconds; () takes the model's clip. step:
-    from one window to the next, relative to its length.
+    from one window to the next, relative to its length. kept: as in `scan`.
 
     background: the class of windows that hold nothing, or only a part of something. It is left out, and what remains of every
     moment is made to sum to 1: the less a window holds, the less it counts.
@@ -82,13 +84,13 @@ def timeline(
     if background:
         choose(background, model.class_names, "class")
     windows = scales(model, video, lengths, step)
-    found = scan(model, video, windows if lengths else windows[:1], batch_size, on_window)
+    found = scan(model, video, windows if lengths else windows[:1], batch_size, on_window, kept)
     borders = np.append(np.arange(0, found.duration - 1e-6, every_seconds), found.duration)
-    kept = [number for number, name in enumerate(model.class_names) if name != background]
-    chances = over_time(found, borders)[:, kept]
+    shown = [number for number, name in enumerate(model.class_names) if name != background]
+    chances = over_time(found, borders)[:, shown]
     if background:
         chances = chances / chances.sum(dim=1, keepdim=True).clamp(min=1e-6)
-    return Timeline(str(video), tuple(model.class_names[number] for number in kept), torch.from_numpy(borders), chances)
+    return Timeline(str(video), tuple(model.class_names[number] for number in shown), torch.from_numpy(borders), chances)
 
 
 def over_time(found: Scan, borders: np.ndarray) -> Tensor:

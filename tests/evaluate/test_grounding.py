@@ -1,21 +1,26 @@
 """The numbers of grounding against formulas written another way, and against what must hold."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tubelet import datasets
 from tubelet.errors import DataError
 from tubelet.evaluate import grounding
 from tubelet.evaluate.grounding import (
     MAP_AT,
     average_precision,
     evaluate,
+    highlights,
     iou,
     localisation,
     multiple_choice,
     proposals,
     score_choices,
+    score_file,
     score_proposals,
 )
 from tubelet.records import Query, Question
@@ -169,3 +174,82 @@ def test_answers_in_a_file(tmp_path):
         assert message in str(caught.value)
     with pytest.raises(DataError, match="cannot be read"):
         grounding.score_file(tmp_path / "no.jsonl", queries)
+
+
+def brute_highlights(scores, queries, least):
+    """By the words of the paper: for each person the precision at every threshold of the scores, the best of it at any higher
+    recall, summed over the steps of recall; and whether the top clip is a highlight for anybody."""
+    precisions, hits = [], []
+    for query in queries:
+        clips = int(query.duration // 2)
+        row = scores.get(query.id)
+        people = [[0] * clips for _ in range(3)]
+        for clip, said in query.saliency:
+            for person, score in enumerate(said):
+                people[person][clip] = score
+        if row is None:
+            precisions.append(0)
+            hits.append(0)
+            continue
+        row = row[:clips] + [min(row[:clips])] * (clips - len(row))
+        for person in people:
+            good = [score >= least for score in person]
+            points = []
+            for threshold in sorted(set(row), reverse=True):
+                taken = [clip for clip in range(clips) if row[clip] >= threshold]
+                right = sum(good[clip] for clip in taken)
+                points.append((right / max(1, sum(good)), right / len(taken)))
+            before, area = 0.0, 0.0
+            for place, (recall, _) in enumerate(points):
+                area += (recall - before) * max(precision for _, precision in points[place:])
+                before = recall
+            precisions.append(area / 3)
+        top = row.index(max(row))
+        hits.append(any(person[top] >= least for person in people))
+    return sum(precisions) / len(hits), sum(hits) / len(hits)
+
+
+clip_scores = st.lists(st.integers(0, 4).map(float), min_size=1, max_size=14)
+given_scores = st.dictionaries(st.integers(0, 9), st.tuples(*[st.integers(0, 4)] * 3), min_size=1)
+
+
+@given(st.lists(st.tuples(given_scores, clip_scores, st.booleans()), min_size=1, max_size=4), st.sampled_from([2, 3, 4]))
+@settings(max_examples=80, deadline=None)
+def test_highlights_are_the_formula(rows, least):
+    queries = [Query(str(n), "v", "x", ((0, 2),), 20.0, None, tuple(clips.items())) for n, (clips, *_) in enumerate(rows)]
+    scores = {str(n): row for n, (_, row, there) in enumerate(rows) if there}
+    found = highlights(scores, [*queries, Query("none", "v", "x", ((0, 2),), 20.0)], least)
+    precision, hit = brute_highlights(scores, queries, least)
+    assert found["highlight mAP"] == pytest.approx(precision) and found["highlight HIT@1"] == pytest.approx(hit)
+    assert found["highlight questions"] == len(rows)
+
+
+def test_highlights_of_the_published_annotations(shared, tmp_path):
+    """Who knows what people said gets all there is; who says the same of every clip the share of the good ones."""
+    path = shared / "data" / "annotations" / "qvhighlights" / "data" / "highlight_val_release.jsonl"
+    queries = datasets.queries(path)
+    assert len(queries) == 1550 and all(query.saliency for query in queries)
+    known, same, windows = [], [], []
+    for query in queries:
+        best = [0] * int(query.duration // 2)
+        for clip, said in query.saliency:
+            best[clip] = max(said)
+        known.append({"qid": query.id, "pred_saliency_scores": best})
+        same.append({"qid": query.id, "pred_saliency_scores": [0.5] * len(best)})
+        windows.append({**known[-1], "pred_relevant_windows": [[*span, 1] for span in query.spans]})
+    found = []
+    for rows in (known, same, windows):
+        (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        found.append(score_file(tmp_path / "answers.jsonl", queries))
+    anybody = np.mean([any(max(said) == 4 for _, said in query.saliency) for query in queries])
+    assert found[0]["highlight HIT@1"] == pytest.approx(anybody) and found[0]["answered"] == 1550 and "mIoU" not in found[0]
+    share = np.mean(
+        [np.mean([[s == 4 for s in said] for _, said in q.saliency]) * len(q.saliency) / (q.duration // 2) for q in queries]
+    )
+    assert found[1]["highlight mAP"] == pytest.approx(share) and found[1]["highlight mAP"] < found[0]["highlight mAP"] < 1
+    assert found[2]["highlight mAP"] == found[0]["highlight mAP"] and found[2]["mAP"] == 1
+    with pytest.raises(DataError, match="has scores of highlights, and the annotations have none"):
+        score_file(tmp_path / "answers.jsonl", [Query(query.id, "v", "x", query.spans) for query in queries])
+    (tmp_path / "answers.jsonl").write_text('{"qid": 2579, "pred_saliency_scores": [NaN]}\n')
+    with pytest.raises(DataError, match="answers.jsonl, line 1: .*a score is not finite"):
+        score_file(tmp_path / "answers.jsonl", queries)

@@ -32,7 +32,8 @@ def command(
     `tubelet ground evaluate TABLE --model M`, and `tubelet ground score ANSWERS.jsonl ANNOTATIONS`.
 
     A model that was taught with captions (`tubelet align`) takes any sentence. For a classifier the question names one of its
-    classes. A head is trained over stored features, on a table with the columns path, text, start and end.
+    classes. A head is trained over stored features, on a table with the columns path, text, start and end. Of a long video, the
+    same command goes on where it was stopped or killed.
 
     Parameters
     ----------
@@ -40,8 +41,9 @@ def command(
         The video file; or the word "fit", "evaluate" or "score".
     question
         What to look for. For "fit" and "evaluate" the table or annotations; for "score" the answers, a JSON object a line with
-        qid and pred_relevant_windows, a list of [start, end, score]; moments proposed for dense captions in a .json file,
-        {"results": {VIDEO: [{"timestamp": [start, end]}]}}; or of five-way questions the choices, {QUESTION: 0 to 4}.
+        qid and pred_relevant_windows, a list of [start, end, score], or pred_saliency_scores, one for every 2 s (highlights);
+        moments proposed for dense captions in a .json file, {"results": {VIDEO: [{"timestamp": [start, end]}]}}; or of five-way
+        questions the choices, {QUESTION: 0 to 4}.
     annotations
         For "score": ActivityNet-Captions, TACoS, Charades-STA, QVHighlights or DiDeMo as they come; EgoSchema or NExT-QA
         for five-way questions.
@@ -92,8 +94,10 @@ def _answer(
 ) -> int:  # fmt: skip
     from tubelet.cli._progress import bar
     from tubelet.errors import ConfigError, printable
-    from tubelet.ground import check_answers, ground, scan
-    from tubelet.ground_head import Stored, answer, load
+    from tubelet.ground import check_answers, ground
+    from tubelet.ground_head import answer, load
+    from tubelet.ground_store import Stored
+    from tubelet.scan import Kept, scan
     from tubelet.train.device import choose_device
     from tubelet.video.stream import Windows
     from tubelet.weights.load import load_model
@@ -103,16 +107,16 @@ def _answer(
     if head and query_video:
         raise ConfigError("--head answers words, and --query-video asks with a video: leave one of them out")
     check_answers(top, overlap)
-    network = load_model(model, choose_device(device))
+    network, kept = load_model(model, choose_device(device)), Kept.of(video, note)
     with bar("windows") as on_window:
         if head:
             taught = load(head, network)
             kind = Windows(window_seconds=taught.config.window, step_seconds=taught.config.step)
-            seen = scan(network, video, [kind], on_window=on_window)
+            seen = scan(network, video, [kind], on_window=on_window, kept=kept)
             spans = answer(taught, network, Stored(seen.seconds, seen.embeddings, seen.duration), question, top, overlap)
         else:
             asked: str | Path = Path(query_video) if query_video else question
-            spans = ground(network, video, asked, top, windows, overlap, on_window=on_window)
+            spans = ground(network, video, asked, top, windows, overlap, on_window=on_window, kept=kept)
     if json:
         emit_json({"video": video, "question": question or query_video, "spans": [span.to_dict() for span in spans]})
         return 0
@@ -129,7 +133,8 @@ def _fit(
     from tubelet.cli._progress import bar
     from tubelet.errors import ConfigError, DataError
     from tubelet.ground import clip_seconds, questions, timed
-    from tubelet.ground_head import HeadConfig, fit, judge, prior, save, store
+    from tubelet.ground_head import HeadConfig, fit, judge, prior, save
+    from tubelet.ground_store import store
     from tubelet.train.device import choose_device
     from tubelet.weights.load import load_model
 
@@ -224,6 +229,6 @@ def _score(answers: str, annotations: str, json: bool) -> int:
     if json:
         emit_json(found)
         return 0
-    counts = ("questions", "videos", "answered")
+    counts = ("questions", "videos", "answered", "highlight questions")
     table([{"metric": name, "value": f"{value:g}" if name in counts else f"{value:.2%}"} for name, value in found.items()])
     return 0

@@ -1,9 +1,18 @@
 """`tubelet index`: folders of videos become a library that `tubelet search` looks things up in."""
 
 import sys
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from tubelet.cli._print import emit_json, note
+
+if TYPE_CHECKING:
+    from tubelet.features import Embedded
+    from tubelet.models._model import Model
+    from tubelet.records import Example
+    from tubelet.search import Index
 
 
 def command(
@@ -53,50 +62,18 @@ def command(
     json
         Print a JSON object that says what was done.
     """
-    from dataclasses import replace
-
-    from tqdm import tqdm
-
     from tubelet import datasets
-    from tubelet.errors import ConfigError, DataError
-    from tubelet.features import Embedded
-    from tubelet.records import Example
-    from tubelet.search import Index
-    from tubelet.train.device import choose_device
+    from tubelet.errors import ConfigError
     from tubelet.video.stream import SLIDING
-    from tubelet.weights.load import load_model
 
     if batch_size < 1:
         raise ConfigError(f"--batch-size is {batch_size}: it must be 1 or more")
     given: dict[str, Any] = {"kind": windows, "window_seconds": window_seconds, "step_seconds": step_seconds, "count": count}
-    given = {name: value for name, value in given.items() if value is not None}
-    replace(SLIDING, **given)  # are they possible, before anything is read
+    asked = {name: value for name, value in given.items() if value is not None}
+    replace(SLIDING, **asked)  # are they possible, before anything is read
     examples = datasets.read_many(data).examples
-    before = None
-    try:
-        before = Index.open(out)
-    except DataError as error:
-        if not model:
-            raise ConfigError(f"--model is missing: {error}") from error
-    asked = replace(before.about.windows if before else SLIDING, **given)
-    if count is not None and asked.kind != "uniform":
-        raise ConfigError(f"--count {count} is for --windows uniform, these are {asked.kind}")
-    if before and not model:
-        network, model = before.model(choose_device(device)), before.about.model_path
-    else:
-        network = load_model(model, choose_device(device))
-    index = Index.create(out, network, model, asked)
-    with tqdm(total=len(examples), desc=f"indexing into {out}", unit="video", file=sys.stderr, disable=None) as bar:
-
-        def on_window(one: Embedded) -> None:
-            if one.count > 100 and one.place % 20 == 0:  # a long video: how far it is
-                bar.set_postfix_str(f"{one.example.id} {one.window.end_seconds / 60:.1f} min, {one.place}/{one.count} windows")
-
-        def on_video(example: Example, problem: str) -> None:
-            bar.update(1)
-            if problem:
-                bar.write(f"left out: {example.id}: {problem}", file=sys.stderr)
-
+    index, network = _open(out, model, asked, device)
+    with _shown(out, len(examples)) as (on_window, on_video):
         added = index.add(network, examples, batch_size, workers, on_window, on_video)
     gone = index.gone(_places(data))
     if prune:
@@ -104,24 +81,57 @@ def command(
     elif gone:
         note(f"{len(gone)} videos in the library are no longer there, the first is {gone[0]}: --prune takes them out")
     if json:
-        emit_json(
-            {
-                "out": out,
-                "new": added.new,
-                "changed": added.changed,
-                "unchanged": added.unchanged,
-                "missing": [{"id": id, "reason": reason} for id, reason in added.missing],
-                "gone": gone,
-                "pruned": prune,
-                "windows": len(index),
-            }
-        )
+        missing = [{"id": id, "reason": reason} for id, reason in added.missing]
+        emit_json({"out": out, **asdict(added), "missing": missing, "gone": gone, "pruned": prune, "windows": len(index)})
     else:
-        done = f"{added.new} new, {added.changed} changed, {added.unchanged} unchanged"
         left = f", {len(added.missing)} not readable" if added.missing else ""
         pruned = f", {len(gone)} taken out" if prune and gone else ""
-        print(f"{out}: {done}{left}{pruned}; {len(index)} windows of {index.about.width} values in all")
+        done = f"{added.new} new, {added.changed} changed, {added.unchanged} unchanged{left}{pruned}"
+        print(f"{out}: {done}; {len(index)} windows of {index.about.width} values in all")
     return 2 if added.missing else 0
+
+
+def _open(out: str, model: str, asked: dict[str, Any], device: str) -> "tuple[Index, Model]":
+    """The library, made where there is none, and the model it is made with. asked: what Windows are to differ in."""
+    from tubelet.errors import ConfigError, DataError
+    from tubelet.search import Index
+    from tubelet.train.device import choose_device
+    from tubelet.video.stream import SLIDING
+    from tubelet.weights.load import load_model
+
+    before = None
+    try:
+        before = Index.open(out)
+    except DataError as error:
+        if not model:
+            raise ConfigError(f"--model is missing: {error}") from error
+    windows = replace(before.about.windows if before else SLIDING, **asked)
+    if "count" in asked and windows.kind != "uniform":
+        raise ConfigError(f"--count {asked['count']} is for --windows uniform, these are {windows.kind}")
+    if before and not model:
+        network, model = before.model(choose_device(device)), before.about.model_path
+    else:
+        network = load_model(model, choose_device(device))
+    return Index.create(out, network, model, windows), network
+
+
+@contextmanager
+def _shown(out: str, videos: int) -> "Iterator[tuple[Callable[[Embedded], None], Callable[[Example, str], None]]]":
+    """A progress bar, as the two functions that `Index.add` calls."""
+    from tqdm import tqdm
+
+    with tqdm(total=videos, desc=f"indexing into {out}", unit="video", file=sys.stderr, disable=None) as bar:
+
+        def on_window(one: "Embedded") -> None:
+            if one.count > 100 and one.place % 20 == 0:  # a long video: how far it is
+                bar.set_postfix_str(f"{one.example.id} {one.window.end_seconds / 60:.1f} min, {one.place}/{one.count} windows")
+
+        def on_video(example: "Example", problem: str) -> None:
+            bar.update(1)
+            if problem:
+                bar.write(f"left out: {example.id}: {problem}", file=sys.stderr)
+
+        yield on_window, on_video
 
 
 def _places(data: tuple[str, ...]) -> list[str]:

@@ -1,6 +1,6 @@
 """`tubelet timeline`: what happens when in a video?"""
 
-from tubelet.cli._print import emit_json, table
+from tubelet.cli._print import emit_json, note, table
 
 
 def command(
@@ -16,6 +16,8 @@ def command(
     json: bool = False,
 ) -> None:
     """Say which classes happen when in a video of any length; as a plot, a table, subtitles or JSON too.
+
+    Of a long video, the same command goes on where it was stopped or killed.
 
     Parameters
     ----------
@@ -41,6 +43,7 @@ def command(
     """
     from tubelet.cli._progress import bar
     from tubelet.errors import printable
+    from tubelet.scan import Kept
     from tubelet.timeline import check_suffix, segments, timeline, to_dict, write
     from tubelet.train.device import choose_device
     from tubelet.weights.load import load_model
@@ -49,7 +52,7 @@ def command(
         check_suffix(path)
     network = load_model(model, choose_device(device))
     with bar("windows") as on_window:
-        seen = timeline(network, video, every, windows or (), background, on_window=on_window)
+        seen = timeline(network, video, every, windows or (), background, on_window=on_window, kept=Kept.of(video, note))
     found = segments(seen, threshold)
     written = [str(write(seen, path, threshold)) for path in out or ()]
     if json:

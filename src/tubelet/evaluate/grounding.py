@@ -1,14 +1,15 @@
 """Were the right moments found? Numbers for spans of seconds against the spans that people marked.
 
 Predicted spans come best first. A question with several true spans (QVHighlights, DiDeMo) is answered when one of them is met.
-R@1, R@5 and mIoU are those of Gao et al. 2017 (arXiv:1705.02101), mAP over questions that of QVHighlights (Lei et al. 2021,
-arXiv:2107.09609), mAP over classes that of ActivityNet's detection task, recall and precision of proposals those of its dense
-captions (Krishna et al. 2017, arXiv:1705.00754).
+R@1, R@5 and mIoU are those of Gao et al. 2017 (arXiv:1705.02101), mAP over questions and the numbers of highlights those of
+QVHighlights (Lei et al. 2021, arXiv:2107.09609), mAP over classes that of ActivityNet's detection task, recall and precision of
+proposals those of its dense captions (Krishna et al. 2017, arXiv:1705.00754).
 
 N, M spans, each (start, end) in seconds; Q questions.
 """
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ Detection = tuple[str, float, float, float]  # video, start, end, score
 RECALL_AT = (0.3, 0.5, 0.7)
 MAP_AT = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 PROPOSALS_AT = (0.3, 0.5, 0.7, 0.9)
+CLIP_SECONDS = 2.0  # of QVHighlights' clips
+VERY_GOOD = 4  # the score of a highlight, of 0 to 4
 CHOICES = 5  # of a question of EgoSchema and NExT-QA
 
 
@@ -60,25 +63,34 @@ def evaluate(
 
 
 def score_file(answers: str | Path, queries: Sequence[Query]) -> dict[str, float]:
-    """`evaluate` of the answers in a file, with {"answered"}: how many of the questions it has; those it has not are misses.
+    """`evaluate` of the answers in a file, and `highlights` of its scores for clips, each where the file has some; with
+    {"answered"}: how many of the questions it has. Those it has not are misses.
 
-    The file is that of QVHighlights, a JSON object a line: {"qid": ID, "pred_relevant_windows": [[start, end, score], ...]}.
-    DataError naming a broken line, and for a question that is not among the annotated ones.
+    The file is that of QVHighlights, a JSON object a line: {"qid": ID, "pred_relevant_windows": [[start, end, score], ...],
+    "pred_saliency_scores": [score of every clip of 2 s]}, of which either list may be left out. DataError naming a broken line,
+    and for a question that is not among the annotated ones.
     """
     try:
         lines = Path(answers).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{answers} cannot be read: {error}") from error
     wanted = {query.id: query.spans for query in queries}
-    found: dict[str, Spans] = {}
+    spans: dict[str, Spans] = {}
+    scores: dict[str, Sequence[float]] = {}
+    answered = set()
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            windows = sorted(([*map(float, window)] for window in row["pred_relevant_windows"]), key=lambda one: -one[2])
             id = str(row["qid"])
-            spans = [(start, end) for start, end, _ in windows]
+            if "pred_relevant_windows" in row or "pred_saliency_scores" not in row:
+                windows = sorted(([*map(float, window)] for window in row["pred_relevant_windows"]), key=lambda one: -one[2])
+                spans[id] = [(start, end) for start, end, _ in windows]
+            if "pred_saliency_scores" in row:
+                scores[id] = [float(score) for score in row["pred_saliency_scores"]]
+                if not np.isfinite(scores[id]).all():
+                    raise ValueError("a score is not finite")
         except (ValueError, KeyError, TypeError, IndexError) as error:
             example = '{"qid": "12", "pred_relevant_windows": [[1.5, 4.0, 0.9]]}'
             raise DataError(f"{answers}, line {number}: wanted {example} ({type(error).__name__}: {error})") from error
@@ -86,9 +98,57 @@ def score_file(answers: str | Path, queries: Sequence[Query]) -> dict[str, float
             raise DataError(
                 f"{answers}, line {number}: there is no question {id!r} in the annotations{did_you_mean(id, wanted)}"
             )
-        found[id] = spans
-    numbers = evaluate([found.get(id, ()) for id in wanted], list(wanted.values()))
-    return {**numbers, "answered": len(found)}
+        answered.add(id)
+    if scores and not any(query.saliency for query in queries):
+        raise DataError(f"{answers} has scores of highlights, and the annotations have none: only QVHighlights' have")
+    found: dict[str, float] = {}
+    if spans or not scores:
+        found |= evaluate([spans.get(id, ()) for id in wanted], list(wanted.values()))
+    if scores:
+        found |= highlights(scores, queries)
+    return {**found, "answered": len(answered)}
+
+
+def highlights(scores: Mapping[str, Sequence[float]], queries: Sequence[Query], least: int = VERY_GOOD) -> dict[str, float]:
+    """{"highlight mAP", "highlight HIT@1", "highlight questions"}: are the clips of 2 s that people found at least so good scored
+    highest?
+
+    mAP: the average precision of a question's clips, for each person's own highlights, mean over persons and questions. HIT@1: how
+    often the clip with the highest score is a highlight for anybody. scores: by question, for every clip of its video; clips
+    without one have the question's lowest, those beyond the video are left out. Questions without saliency are left out, one
+    without scores has 0 of both. Of equal highest scores the earliest clip counts.
+    """
+    precisions, hits = [], []
+    for query in queries:
+        if not query.saliency:
+            continue
+        people = len(query.saliency[0][1])
+        clips = max(math.ceil((query.duration or 0) / CLIP_SECONDS), 1 + max(clip for clip, _ in query.saliency))
+        wanted = np.zeros((people, clips), bool)
+        for clip, given in query.saliency:
+            wanted[:, clip] = np.array(given) >= least
+        if not len(scores.get(query.id, ())):
+            precisions.append(0.0)
+            hits.append(0.0)
+            continue
+        row = np.asarray(scores[query.id][:clips], dtype=np.float64)
+        row = np.pad(row, (0, clips - len(row)), constant_values=row.min())
+        precisions.append(_mean([ranking_precision(row, of_person) for of_person in wanted]))
+        hits.append(float(wanted[:, row.argmax()].any()))
+    return {"highlight mAP": _mean(precisions), "highlight HIT@1": _mean(hits), "highlight questions": len(hits)}
+
+
+def ranking_precision(scores: np.ndarray, wanted: np.ndarray) -> float:
+    """Average precision of a ranking: the area under the interpolated precision-recall curve of scores (N,) against bool (N,).
+    Equal scores are one point of it. 0 where nothing is wanted."""
+    if not wanted.any():
+        return 0.0
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)  # of every group of equal scores
+    right = wanted[order].cumsum()[last]
+    precision = right / (last + 1)
+    highest = np.maximum.accumulate(precision[::-1])[::-1]
+    return float((highest * np.diff(right, prepend=0)).sum() / wanted.sum())
 
 
 def score_choices(answers: str | Path, questions: Sequence[Question]) -> dict[str, float]:

@@ -183,7 +183,7 @@ def read_frames(
 
     approximate: without the in-loop deblocking filter of H.264, HEVC and their like.
     """
-    parts = [_Part(index, numbers, box, size, interpolation) for numbers, box in cuts]
+    parts = [Part(index, numbers, box, size, interpolation) for numbers, box in cuts]
     wanted = np.unique(np.concatenate([numbers for numbers, _ in cuts]))
     for number, frame in frames(path, index, wanted.tolist(), approximate):
         for part in parts:
@@ -197,25 +197,32 @@ def each_piece(
     """The box of the frames of each piece (numbers in rising order, none twice) as RGB uint8 (n,3,H,W) of `size`: one decode of
     which one piece is held. NotAsIndexed, VideoError."""
     todo = iter(pieces)
-    part: _Part | None = None
+    part: Part | None = None
     for number, frame in frames(path, index, np.concatenate(pieces).tolist()):
-        part = part or _Part(index, next(todo), box, size, interpolation)
+        part = part or Part(index, next(todo), box, size, interpolation)
         part.take(number, frame)
         if not part.left:
             yield part.whole()
             part = None
 
 
-class _Part:
+class Part:
     """One cut while its frames come in.
 
     Only the box is converted to RGB, unscaled: swscale has a fast path for that, exactly the pixels of a converted whole frame.
     Torch then scales it, as Pillow would, RESIZED_BYTES at a time. Scaling within swscale takes longer at 240 to 720 lines and
-    is further from Pillow, for it halves the colour resolution of the small picture.
+    is further from Pillow, for it halves the colour resolution of the small picture. tools: for several parts of one file, whose
+    making takes longer than a small frame.
     """
 
     def __init__(
-        self, index: Index, numbers: np.ndarray, box: Box | None, size: tuple[int, int], interpolation: Interpolation
+        self,
+        index: Index,
+        numbers: np.ndarray,
+        box: Box | None,
+        size: tuple[int, int],
+        interpolation: Interpolation,
+        tools: "Tools | None" = None,
     ) -> None:
         self.index, self.box, self.size, self.interpolation = index, box or (0, 0, *index.shown_size), size, interpolation
         self.places: dict[int, list[int]] = {}
@@ -227,7 +234,7 @@ class _Part:
         together = min(max(1, RESIZED_BYTES // (height * width * 3)), max(1, self.left))
         self.rows = np.empty((together, height, width, 3), np.uint8)
         self.held: list[list[int]] = []  # places of the frames in `rows`
-        self.converter, self.crop = VideoReformatter(), _Crop()
+        self.converter, self.crop = tools or new_tools()
 
     def take(self, number: int, frame: av.VideoFrame) -> None:
         """Keep what the cut wants of a decoded frame."""
@@ -305,11 +312,18 @@ class _Crop:
         return self.graph.vpull()
 
 
+Tools = tuple[VideoReformatter, _Crop]
+
+
+def new_tools() -> Tools:
+    return VideoReformatter(), _Crop()
+
+
 def all_frames(
     path: str, index: Index, size: tuple[int, int], interpolation: Interpolation = "bilinear"
 ) -> Iterator[np.ndarray]:
     """Every frame of a sequential decode, one at a time: (H, W, 3) RGB uint8 of `size` (H, W), as shown. VideoError."""
     for number, frame in _from_start(path, list(range(len(index.seconds))), approximate=False):
-        part = _Part(index, np.array([number]), None, size, interpolation)
+        part = Part(index, np.array([number]), None, size, interpolation)
         part.take(number, frame)
         yield part.frames[0]

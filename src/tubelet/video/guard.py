@@ -49,7 +49,8 @@ Result = TypeVar("Result")
 
 _idle: dict[int, list["_Worker"]] = {}  # by process: the workers of a parent are not those of its copies
 _refused: dict[tuple[str, int, int, float, float], str] = {}  # path, size, age and limits -> why it is not tried again
-_forking = threading.Lock()
+# Held while a copy is made, and by whoever does what no copy can be made amidst: a copy made during a call of LanceDB stands still.
+forking = threading.RLock()
 _guarded = False  # whether this process is a worker itself
 
 
@@ -178,7 +179,7 @@ class _Worker:
 
     def __init__(self) -> None:
         self.socket, theirs = socket.socketpair()
-        with _forking, warnings.catch_warnings():
+        with forking, warnings.catch_warnings():
             # Python 3.12 warns of other threads. The copy uses nothing of theirs: no lock, no file, no pool of threads.
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.simplefilter("ignore", RuntimeWarning)  # LanceDB's, which starts anew what the copy does not use

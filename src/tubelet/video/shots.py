@@ -6,10 +6,12 @@ that a fast pan or a running crowd is no cut. A picture that comes back after a 
 not looked for. F frames of the file.
 """
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
@@ -54,17 +56,51 @@ def frame_changes(frames: np.ndarray) -> np.ndarray:
     return np.abs(np.diff(frames.astype(np.int16), axis=0)).mean(axis=(1, 2, 3), dtype=np.float32)
 
 
+def told(frames: Iterable[tuple[int, av.VideoFrame]]) -> Iterator[tuple[int, av.VideoFrame, bool]]:
+    """All (number, frame) of a video from its first one, each WITHIN frames later, and whether a shot begins with it; frame 0
+    begins none."""
+    shrink, before = VideoReformatter(), None
+    changes: deque[np.float32] = deque(maxlen=2 * WITHIN + 1)
+    waiting: deque[tuple[int, av.VideoFrame]] = deque()
+    last = 0  # start of a shot
+
+    def first() -> tuple[int, av.VideoFrame, bool]:
+        nonlocal last
+        number, frame = waiting.popleft()
+        # Of the changes that are held, the last belongs to the last frame that waits.
+        place = len(changes) - 1 - len(waiting)
+        known = number - last >= LEAST_FRAMES and float(changes[place]) >= LEAST_CHANGE
+        begins = known and bool(_unusual(np.array(changes))[place])
+        last = number if begins else last
+        return number, frame, begins
+
+    for number, frame in frames:
+        small = _small(shrink, frame)
+        changes.append(np.float32(0) if before is None else frame_changes(np.stack([before, small]))[0])
+        before = small
+        waiting.append((number, frame))
+        if len(waiting) > WITHIN:
+            yield first()
+    while waiting:
+        yield first()
+
+
 def shot_starts(changes: np.ndarray) -> tuple[int, ...]:
     """The first frames of the shots of a video whose frames change so much, (F,)."""
+    starts = [0]
+    for frame in np.flatnonzero(_unusual(changes)).tolist():
+        if frame - starts[-1] >= LEAST_FRAMES:
+            starts.append(frame)
+    return tuple(starts)
+
+
+def _unusual(changes: np.ndarray) -> np.ndarray:
+    """bool (F,): where a frame changes much, and much more than those around it."""
     padded = np.pad(changes.astype(np.float64), WITHIN)
     around = np.lib.stride_tricks.sliding_window_view(padded, 2 * WITHIN + 1)
     known = np.lib.stride_tricks.sliding_window_view(np.pad(np.ones(len(changes)), WITHIN), 2 * WITHIN + 1).sum(axis=1) - 1
     usual = (around.sum(axis=1) - changes) / np.maximum(known, 1)
-    starts = [0]
-    for frame in np.flatnonzero((changes >= LEAST_CHANGE) & (changes >= RATIO * usual)).tolist():
-        if frame - starts[-1] >= LEAST_FRAMES:
-            starts.append(frame)
-    return tuple(starts)
+    return np.asarray((changes >= LEAST_CHANGE) & (changes >= RATIO * usual))
 
 
 def _small_frames(done: int, path: str) -> Iterator[np.ndarray]:
@@ -80,8 +116,7 @@ def _small_frames(done: int, path: str) -> Iterator[np.ndarray]:
             index = read_index(path, certain=True)
         try:
             for number, frame in _pyav.frames(path, index, list(range(first, len(index.seconds)))):
-                small = shrink.reformat(frame, SIDE, SIDE, "rgb24", interpolation=Interpolation.AREA, threads=1)
-                held.append(small.to_ndarray())
+                held.append(_small(shrink, frame))
                 if len(held) == TOGETHER or number + 1 == len(index.seconds):
                     first = number + 1
                     yield np.stack(held)
@@ -89,3 +124,8 @@ def _small_frames(done: int, path: str) -> Iterator[np.ndarray]:
         except NotAsIndexed:
             continue
         return
+
+
+def _small(shrink: VideoReformatter, frame: av.VideoFrame) -> np.ndarray:
+    """uint8 (SIDE,SIDE,3)."""
+    return shrink.reformat(frame, SIDE, SIDE, "rgb24", interpolation=Interpolation.AREA, threads=1).to_ndarray()

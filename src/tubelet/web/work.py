@@ -17,10 +17,10 @@ from tubelet.errors import ConfigError
 from tubelet.evaluate.sides import run_of
 from tubelet.features import fingerprint
 from tubelet.find import choose
-from tubelet.ground import STEP
 from tubelet.loading import load_views
 from tubelet.models._model import Model
 from tubelet.predict import Prediction, predict
+from tubelet.scan import STEP
 from tubelet.show import attention, reconstruction
 from tubelet.show._sheet import to_png
 from tubelet.timeline import Timeline, timeline

@@ -1,0 +1,136 @@
+"""Windows of long videos: an interrupted pass goes on where it was, and its answer is that of a pass in one go."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tubelet import models, scan
+from tubelet.cli import main
+from tubelet.records import ClipSpec
+from tubelet.scan import Kept
+from tubelet.video.stream import Windows
+from tubelet.video.write import write_video
+from tubelet.weights.load import load_model
+from tubelet.weights.save import save
+
+CODE = "import sys; from tubelet import cli, scan; scan.KEEP_SECONDS = 0.0; sys.exit(cli.main(sys.argv[1:]))"
+SPEC = ClipSpec(frames=4, stride_frames=1, size=16)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a classifier and a video of 300 s, of which a pass takes some seconds."""
+    folder = tmp_path_factory.mktemp("scan")
+    save(models.build("slow_fusion_toy", SPEC, ("wave", "clap")), folder / "model")
+    pixels = torch.randint(256, (2400, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    write_video(folder / "v.mp4", pixels, fps=8)
+    return folder
+
+
+@pytest.mark.parametrize(("command", "how"), [("timeline", signal.SIGKILL), ("ground", signal.SIGINT)])
+def test_a_stopped_command_goes_on(place, tmp_path, monkeypatch, capsys, command, how):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    asked = [command, str(place / "v.mp4"), "--model", str(place / "model"), "--windows", "1", "--json"]
+    asked[2:2] = ["wave"] if command == "ground" else []
+    files = [str(tmp_path / "t.csv"), str(tmp_path / "t.srt")]
+    out = [] if command == "ground" else ["--out", files[0], "--out", files[1]]
+    room = Kept.of(place / "v.mp4", print).folder
+    process = subprocess.Popen([sys.executable, "-c", CODE, *asked, *out], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    end = time.monotonic() + 60
+    while process.poll() is None and len(list(room.glob("*.safetensors"))) < 5 and time.monotonic() < end:
+        time.sleep(0.005)
+    process.send_signal(how)
+    printed = process.communicate(timeout=60)
+    assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL), printed
+    assert printed[0] == b"" and not any(map(os.path.exists, files)) and list(room.glob("*.safetensors"))
+
+    assert main([*asked, *out]) == 0
+    again = capsys.readouterr()
+    assert "v.mp4: goes on after " in again.err and not room.exists()
+    written = [Path(file).read_bytes() for file in files if out]
+    assert main([*asked, *out]) == 0
+    whole = capsys.readouterr()
+    assert whole.out == again.out and whole.err == ""
+    assert [Path(file).read_bytes() for file in files if out] == written
+
+
+def test_what_was_done_is_not_done_again_and_the_answer_is_the_same(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(scan, "KEEP_SECONDS", 0.0)
+    model, video, windows = load_model(place / "model"), place / "v.mp4", [Windows(window_seconds=1), Windows(window_seconds=2)]
+    said: list[str] = []
+    kept = Kept(tmp_path / "kept", said.append)
+
+    def stop(after):
+        def on_window(done, of):
+            if done >= after:
+                raise KeyboardInterrupt
+
+        return on_window
+
+    whole = scan.scan(model, video, windows)
+    for after in (1, 100, 101):  # twice within the same pass
+        with pytest.raises(KeyboardInterrupt):
+            scan.scan(model, video, windows, on_window=stop(after), kept=kept)
+    counts: list[int] = []
+    found = scan.scan(model, video, windows, on_window=lambda done, of: counts.append(done), kept=kept)
+    assert said[-1].endswith(f"goes on after {counts[0] - 8} of {len(whole.seconds)} windows") and counts[0] - 8 >= 100
+    for name in ("seconds", "embeddings", "probabilities"):
+        assert torch.equal(getattr(found, name), getattr(whole, name)), name
+    assert found.duration == whole.duration and not kept.folder.exists()
+
+
+def test_another_question_to_the_model_begins_anew_and_damage_is_made_again(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(scan, "KEEP_SECONDS", 0.0)
+    model, video = load_model(place / "model"), place / "v.mp4"
+    said: list[str] = []
+    kept, windows = Kept(tmp_path / "kept", said.append), [Windows(window_seconds=4, step_seconds=2)]
+    whole = scan.scan(model, video, windows)
+
+    def interrupted():
+        def stop(done, of):
+            if done >= 64:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            scan.scan(model, video, windows, on_window=stop, kept=kept)
+        said.clear()
+
+    other = load_model(place / "model")
+    torch.nn.init.ones_(next(other.parameters()))
+    clips = load_model(place / "model")
+    clips.spec = replace(clips.spec, mean=(0.0, 0.0, 0.0))
+    for network, asked in ((other, windows), (clips, windows), (model, [Windows(window_seconds=4, step_seconds=1)])):
+        interrupted()
+        found = scan.scan(network, video, asked, kept=kept)
+        assert torch.equal(found.embeddings, scan.scan(network, video, asked).embeddings)
+        assert len(said) == 1 and said[0].endswith("begun anew")
+    interrupted()
+    first, *_, last = sorted(kept.folder.iterdir())
+    last.write_bytes(last.read_bytes()[:-5])
+    assert torch.equal(scan.scan(model, video, windows, kept=kept).embeddings, whole.embeddings) and "goes on" in said[-1]
+    interrupted()
+    first.unlink()  # without the first windows nothing follows on anything
+    assert torch.equal(scan.scan(model, video, windows, kept=kept).embeddings, whole.embeddings) and said == []
+    interrupted()
+    os.utime(video, ns=(1, 1))
+    assert torch.equal(scan.scan(model, video, windows, kept=kept).embeddings, whole.embeddings) and "anew" in said[0]
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(scan, "KEEP_SECONDS", 0.0)
+    (tmp_path / "file").touch()
+    said: list[str] = []
+    scan.scan(
+        load_model(place / "model"),
+        place / "v.mp4",
+        [Windows(window_seconds=60)],
+        kept=Kept(tmp_path / "file" / "x", said.append),
+    )
+    assert len(said) == 1 and said[0].startswith("what is done cannot be kept")
