@@ -149,6 +149,7 @@ def test_a_prediction_tells_how_far_it_is_and_is_the_same(client, video):
 
 @pytest.mark.parametrize("what", ["timeline", "prediction"])
 def test_what_goes_wrong_later_is_an_event_and_before_a_status(client, what, damaged, tmp_path):
+    client.app.state.house.uploads.limits = Limits(seconds=20)
     id = send(client, Path(damaged.path).read_bytes())["id"]
     parts, problem = heard(client, f"/api/videos/{id}/{what}/events", "problem")
     assert "damaged" in problem["error"] and str(tmp_path) not in problem["error"] and 1 not in parts

@@ -74,23 +74,21 @@ def number(client: Client, row: str) -> float:
     ["timeline", "timeline/events", "prediction?clips=2", "prediction/events?clips=2", "strip.png?seconds=0", "search/events"],
 )
 def test_whoever_goes_away_is_read_for_no_longer(served: Served, frozen: tuple[str, set[int]], what: str) -> None:
-    (client, process), (id, readers) = served, frozen
-    gone(client, f"GET /api/videos/{id}/{what} HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    until(lambda: len(readers & children(process)) == len(readers) - 1)
+    (client, _), (id, readers) = served, frozen
+    go_away(served, readers, f"GET /api/videos/{id}/{what} HTTP/1.1\r\nHost: localhost\r\n\r\n")
     answered(client, id)
     if "events" not in what:  # those were answered with 200 before the work began
         row = what.partition("?")[0]
-        assert number(client, f'tubelet_requests_total{{address="/api/videos/{{id}}/{row}",method="GET",status="499"}}') == 1
+        assert number(client, f'tubelet_requests_total{{address="/api/videos/{{id}}/{row}",method="GET",status="499"}}') >= 1
 
 
 def test_whoever_searches_and_goes_away_is_read_for_no_longer(served: Served, frozen: tuple[str, set[int]]) -> None:
-    (client, process), (id, readers) = served, frozen
+    (client, _), (id, readers) = served, frozen
     body = json.dumps({"video": id})
     headers = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-    gone(client, f"POST /api/search HTTP/1.1\r\n{headers}\r\n\r\n{body}")
-    until(lambda: len(readers & children(process)) == len(readers) - 1)
+    go_away(served, readers, f"POST /api/search HTTP/1.1\r\n{headers}\r\n\r\n{body}")
     answered(client, id)
-    assert number(client, 'tubelet_requests_total{address="/api/search",method="POST",status="499"}') == 1
+    assert number(client, 'tubelet_requests_total{address="/api/search",method="POST",status="499"}') >= 1
 
 
 def test_what_takes_too_long_is_ended(served: Served, frozen: tuple[str, set[int]]) -> None:
@@ -102,11 +100,18 @@ def test_what_takes_too_long_is_ended(served: Served, frozen: tuple[str, set[int
     answered(client, id)
 
 
-def gone(client: Client, request: str) -> None:
-    """Somebody who asks, and closes when the work has begun."""
-    with socket.create_connection(("127.0.0.1", int(client.address.rpartition(":")[2])), timeout=30) as asking:
-        asking.sendall(request.encode())
-        until(lambda: number(client, "tubelet_requests_in_progress") == 1)
+def go_away(served: Served, readers: set[int], request: str) -> None:
+    """Somebody asks and closes, until one of them did so when the work had begun: then a process that read is gone."""
+    client, process = served
+
+    def one_is_gone() -> bool:
+        with socket.create_connection(("127.0.0.1", int(client.address.rpartition(":")[2])), timeout=30) as asking:
+            asking.sendall(request.encode())
+            until(lambda: number(client, "tubelet_requests_in_progress") == 1)
+        until(lambda: number(client, "tubelet_requests_in_progress") == 0)
+        return len(readers & children(process)) < len(readers)
+
+    until(one_is_gone)
 
 
 def answered(client: Client, id: str) -> None:
