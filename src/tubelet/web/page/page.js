@@ -228,7 +228,10 @@ async function put(place, address, text) {
     const answer = await reach(address, { signal: asking.signal });
     URL.revokeObjectURL(place.picture);
     place.picture = URL.createObjectURL(await answer.blob());
-    place.replaceChildren(make("div", { class: "wide-picture", tabindex: 0, role: "group", "aria-label": text }, make("img", { src: place.picture, alt: text })));
+    const box = make("div", { class: "wide-picture", tabindex: 0, role: "group", "aria-label": text }, make("img", { src: place.picture, alt: text, onload: () => {
+      if (box.scrollWidth > box.clientWidth) place.append(make("figcaption", { class: "quiet" }, "It goes on to the right: scroll it sideways."));
+    } }));
+    place.replaceChildren(box);
   } catch (error) {
     if (!asking.signal.aborted) place.replaceChildren(failed(error));
   }

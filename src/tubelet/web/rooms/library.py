@@ -33,7 +33,7 @@ async def search_events(
     here: Here, request: Request, id: str, start_seconds: Second = None, end_seconds: Second = None, top: Hits = 12
 ) -> StreamingResponse:
     """A search by an upload as server-sent events: `progress` ({"part": 0 to 1}) again and again, then `done` or `problem`."""
-    question = Question(video=id, start_seconds=start_seconds, end_seconds=end_seconds, top=top)
+    question = Question(words="", video=id, start_seconds=start_seconds, end_seconds=end_seconds, top=top)
     return events(here.desk, request, searching(here, question))
 
 
