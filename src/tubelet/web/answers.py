@@ -42,29 +42,31 @@ async def whole(desk: Desk, request: Request, make: Make) -> bytes:
 
 def events(desk: Desk, request: Request, make: Make) -> StreamingResponse:
     """Server-sent events: `progress` ({"part": 0 to 1}) again and again, then `done` with the answer, or `problem`."""
-    parts: asyncio.Queue[float] = asyncio.Queue()
+    parts: asyncio.Queue[float | None] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     place = desk.place()
     place.__enter__()  # before anything is answered: a full house is a 429
     work = desk.held(request, lambda: make(lambda part: loop.call_soon_threadsafe(parts.put_nowait, part)))
     running = asyncio.ensure_future(work)
-    running.add_done_callback(lambda done: place.__exit__(None, None, None))
+
+    def ended(done: asyncio.Future[bytes]) -> None:
+        place.__exit__(None, None, None)
+        if not done.cancelled():
+            done.exception()  # looked at even where whoever asked has gone before the first event
+
+    running.add_done_callback(ended)
     return StreamingResponse(_stream(running, parts), media_type="text/event-stream")
 
 
-async def _stream(running: asyncio.Future[bytes], parts: asyncio.Queue[float]) -> AsyncIterator[str]:
+async def _stream(running: asyncio.Future[bytes], parts: asyncio.Queue[float | None]) -> AsyncIterator[str]:
     """The events of work until it is done; it ends with whoever listens."""
-    told = -1.0
+    running.add_done_callback(lambda done: parts.put_nowait(None))  # behind all that was told
+    told = 0.0
     try:
-        while not running.done():
-            waiting = asyncio.ensure_future(parts.get())
-            both: set[asyncio.Future[Any]] = {running, waiting}
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-            if not waiting.done():
-                waiting.cancel()
-            elif waiting.result() >= told + 0.01:
-                told = waiting.result()
-                yield f'event: progress\ndata: {{"part": {told:.3f}}}\n\n'
+        while (part := await parts.get()) is not None:
+            if part >= told + 0.01:
+                told = part
+                yield f'event: progress\ndata: {{"part": {part:.3f}}}\n\n'
         try:
             yield f"event: done\ndata: {running.result().decode()}\n\n"
         except (Refused, TubeletError, Stopped) as error:

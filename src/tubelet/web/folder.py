@@ -62,8 +62,8 @@ def _held(folder: Path, alone: bool = False) -> Iterator[bool]:
         return
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(handle, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except OSError:  # somebody else's, or a network's folder without locks
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)  # alone it is only for a moment
+    except OSError:  # somebody lives there, or it is a network's folder without locks
         os.close(handle)
         yield False
         return
