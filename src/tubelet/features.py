@@ -9,6 +9,7 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -164,7 +165,8 @@ def embed_windows(
         put(None)
 
     threads = [
-        threading.Thread(target=reader, name="tubelet-windows") for _ in range(max(1, cores() if workers is None else workers))
+        threading.Thread(target=copy_context().run, args=(reader,), name="tubelet-windows")
+        for _ in range(max(1, cores() if workers is None else workers))
     ]
     for thread in threads:
         thread.start()

@@ -26,7 +26,7 @@ from tubelet.datasets.split import content_hash
 from tubelet.errors import ConfigError, DataError, VideoError
 from tubelet.records import Dataset
 from tubelet.video.decode import probe
-from tubelet.video.guard import run
+from tubelet.video.guard import ended_by, run
 from tubelet.video.reencode import reencode
 
 SECONDS_PER_FRAME = 0.1  # of processor time, and as much for a megapixel of it: ten times what reading and writing take
@@ -249,7 +249,8 @@ def _make_one(folder: Path, name: str, video: str, before: Made | None, config: 
         info = run(video, probe, video)
         patience = SECONDS_PER_FRAME * info.frame_count * (1 + info.width * info.height / 1e6)
         settings = (config.short_side, config.gop_frames, config.crf)
-        done = run(video, reencode, video, draft, *settings, more_seconds=patience, stop=stop)
+        with ended_by(stop):
+            done = run(video, reencode, video, draft, *settings, more_seconds=patience)
         os.replace(draft, out)
     except VideoError as error:
         out.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -42,6 +43,16 @@ def begin_and_hang(mark: str) -> None:
     Path(mark + ".draft").write_text(str(os.getpid()))
     os.replace(mark + ".draft", mark)
     hang()
+
+
+def told_by(stop: threading.Event, function, *args):
+    with guard.ended_by(stop):
+        return function(*args)
+
+
+def endless(done: int) -> Iterator[int]:
+    while True:
+        yield os.getpid()
 
 
 def crash() -> None:
@@ -122,7 +133,7 @@ def test_a_worker_that_somebody_killed_costs_nothing(video: str, tmp_path: Path)
 def test_a_worker_is_ended_when_told_to_stop(video: str, tmp_path: Path) -> None:
     stop = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        job = pool.submit(run, video, begin_and_hang, str(tmp_path / "pid"), stop=stop)
+        job = pool.submit(told_by, stop, run, video, begin_and_hang, str(tmp_path / "pid"))
         while not (tmp_path / "pid").exists():
             time.sleep(0.01)
         stop.set()
@@ -131,6 +142,42 @@ def test_a_worker_is_ended_when_told_to_stop(video: str, tmp_path: Path) -> None
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
     assert run(video, probe, video).frame_count == 12
+
+
+def test_what_is_read_piece_by_piece_ends_too_and_is_asked_for_no_more(video: str) -> None:
+    stop = threading.Event()
+    with guard.ended_by(stop):
+        pieces = guard.each(video, endless)
+        worker = next(pieces)
+        stop.set()
+        with pytest.raises(guard.Stopped):
+            next(pieces)
+        with pytest.raises(guard.Stopped):
+            run(video, probe, video)
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
+    assert run(video, probe, video).frame_count == 12
+
+
+def test_threads_that_read_windows_end_with_whoever_began_them(tmp_path: Path) -> None:
+    from tubelet import ClipSpec, models
+    from tubelet.search import video_vector
+
+    write_video(tmp_path / "v.mp4", torch.zeros(200, 3, 32, 32, dtype=torch.uint8), fps=10)
+    model = models.build("videomae_tiny", ClipSpec(frames=4, stride_frames=1, size=16), depth=1, width=24, heads=2, patch=8)
+    stop, seen = threading.Event(), []
+
+    def on_window(done: int, of: int) -> None:
+        seen.append((done, of))
+        stop.set()
+        guard.check_stop()
+
+    before = threading.active_count()
+    with guard.ended_by(stop), pytest.raises(guard.Stopped):
+        video_vector(model, tmp_path / "v.mp4", on_window=on_window)
+    assert seen == [(1, 99)] and threading.active_count() == before
+    with guard.ended_by(stop), pytest.raises(guard.Stopped):  # in its thread, before the first window
+        video_vector(model, tmp_path / "v.mp4")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -36,6 +37,20 @@ def send(client, data: bytes) -> dict:
     answer = client.post("/api/videos", content=data)
     assert answer.status_code == 201, answer.text
     return answer.json()
+
+
+def heard(client, address: str, end: str = "done") -> tuple[list[float], dict]:
+    """(the parts that were told, what came at the end) of an address of server-sent events."""
+    answer = client.get(address)
+    assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/event-stream")
+    events = re.findall(r"event: (\w+)\ndata: (.*)\n\n", answer.text)
+    kinds, data = zip(
+        *((kind.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for kind, data in events), strict=True
+    )
+    assert kinds == ("progress",) * (len(kinds) - 1) + (end,)
+    parts = [told["part"] for told in data[:-1]]
+    assert parts == sorted(parts) and all(0 < part <= 1 for part in parts)
+    return parts, data[-1]
 
 
 def test_a_prediction_is_that_of_the_library(client, model_folders, video):
@@ -116,24 +131,31 @@ def test_what_is_refused_says_why_and_leaves_nothing(client, tmp_path):
 
 def test_a_timeline_is_that_of_the_library_and_tells_how_far_it_is(client, model_folders, video):
     id = send(client, video.read_bytes())["id"]
-    with client.stream("GET", f"/api/videos/{id}/timeline/events") as answer:
-        assert answer.headers["content-type"].startswith("text/event-stream")
-        events = [block.split("\n") for block in answer.read().decode().strip().split("\n\n")]
-    kinds = [lines[0].removeprefix("event: ") for lines in events]
-    parts = [
-        json.loads(lines[1].removeprefix("data: "))["part"]
-        for lines, kind in zip(events, kinds, strict=True)
-        if kind == "progress"
-    ]
-    assert kinds[-1] == "done" and parts == sorted(parts) and all(0 < part <= 1 for part in parts)
-    found = json.loads(events[-1][1].removeprefix("data: "))
+    parts, found = heard(client, f"/api/videos/{id}/timeline/events")
+    assert parts
     expected = timeline(tubelet.load(model_folders["classifier"]).network, video, 0.2)
     assert found["classes"] == list(expected.class_names) and found["seconds"] == pytest.approx(expected.seconds.tolist())
     torch.testing.assert_close(torch.tensor(found["probabilities"]), expected.probabilities, rtol=0, atol=2e-5)
     assert client.get(f"/api/videos/{id}/timeline").json() == found
-    assert client.get(f"/api/videos/{'0' * 64}/timeline/events").status_code == 404
-    with client.stream("GET", f"/api/videos/{id}/timeline/events?model=autoencoder") as answer:
-        assert "event: problem" in answer.read().decode()
+
+
+def test_a_prediction_tells_how_far_it_is_and_is_the_same(client, video):
+    id = send(client, video.read_bytes())["id"]
+    parts, found = heard(client, f"/api/videos/{id}/prediction/events?clips=3&top=2")
+    assert len(parts) > 3 and parts[-1] == 1 and {0.5} < set(parts)  # the first half is reading
+    assert client.get(f"/api/videos/{id}/prediction?clips=3&top=2").json() == found
+    assert heard(client, f"/api/videos/{id}/prediction/events?clips=3&top=2") == ([], found)  # from what is kept
+
+
+@pytest.mark.parametrize("what", ["timeline", "prediction"])
+def test_what_goes_wrong_later_is_an_event_and_before_a_status(client, what, damaged, tmp_path):
+    client.app.state.house.uploads.limits = Limits(seconds=20)
+    id = send(client, Path(damaged.path).read_bytes())["id"]
+    parts, problem = heard(client, f"/api/videos/{id}/{what}/events", "problem")
+    assert "damaged" in problem["error"] and str(tmp_path) not in problem["error"] and 1 not in parts
+    answer = client.get(f"/api/videos/{id}/{what}/events?model=autoencoder")
+    assert answer.status_code == 422 and "never taught classes: ask classifier or frames" in answer.json()["error"]
+    assert client.get(f"/api/videos/{'0' * 64}/{what}/events").status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -155,12 +177,37 @@ def test_wrong_questions_get_one_line(client, address, status, why):
 
 def test_a_model_that_cannot_says_which_could(client, video):
     id = send(client, video.read_bytes())["id"]
-    answer = client.get(f"/api/videos/{id}/reconstruction.png?model=classifier")
-    assert answer.status_code == 422 and "classifier has no decoder" in answer.json()["error"]
-    answer = client.get(f"/api/videos/{id}/prediction?model=autoencoder")
-    assert answer.status_code == 422 and "never taught classes" in answer.json()["error"]
+    for what, model, why in [
+        ("reconstruction.png", "classifier", "classifier has no decoder, so it rebuilds nothing: ask autoencoder"),
+        ("attention.png", "frames", "frames does not say where it looks: ask classifier or autoencoder"),
+        ("prediction", "autoencoder", "autoencoder was never taught classes: ask classifier or frames"),
+        ("timeline", "autoencoder", "autoencoder was never taught classes: ask classifier or frames"),
+    ]:
+        answer = client.get(f"/api/videos/{id}/{what}", params={"model": model})
+        assert answer.status_code == 422 and answer.json()["error"] == why
+        assert client.get(f"/api/videos/{id}/{what}").status_code == 200  # the first that can
     answer = client.get(f"/api/videos/{id}/strip.png?seconds=99")
     assert answer.status_code == 422 and "99 s was asked for" in answer.json()["error"]
+
+
+def test_where_no_model_can_it_says_what_to_serve(model_folders, tmp_path, video):
+    from starlette.testclient import TestClient
+
+    from tubelet.web.app import make_app
+    from tubelet.web.work import open_model
+
+    served = [open_model(model_folders["frames"], "frames", "cpu")]
+    with TestClient(make_app(served, Uploads(tmp_path / "uploads", Limits())), base_url="http://localhost") as client:
+        id = send(client, video.read_bytes())["id"]
+        for what, why in [("reconstruction", "serve that of a pretraining run too"), ("attention", "videomae does")]:
+            answer = client.get(f"/api/videos/{id}/{what}.png")
+            assert answer.status_code == 422 and answer.json()["error"].endswith(why)
+
+
+def test_the_model_that_is_named_draws(client, video):
+    id = send(client, video.read_bytes())["id"]
+    pictures = {client.get(f"/api/videos/{id}/attention.png?model={model}").content for model in ("classifier", "autoencoder")}
+    assert len(pictures) == 2
 
 
 def test_every_answer_forbids_what_the_page_does_not_need(client):

@@ -1,9 +1,12 @@
 """The page's library answers what the index answers, plays only its own files, and learns from tags without a decoder."""
 
+import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 from starlette.testclient import TestClient
@@ -18,6 +21,13 @@ from tubelet.web.work import open_model
 from tubelet.weights.load import load_model
 
 NOWHERE = {"key": "0" * 32, "start_seconds": 0, "end_seconds": 1, "label": "a"}
+
+
+def heard(client: TestClient, address: str, end: str = "done") -> tuple[list[float], dict]:
+    """(the parts that were told, what came at the end) of an address of server-sent events."""
+    events = re.findall(r"event: (\w+)\ndata: (.*)\n\n", client.get(address).text)
+    assert events[-1][0] == end, events
+    return [json.loads(data)["part"] for kind, data in events[:-1]], json.loads(events[-1][1])
 
 
 @pytest.fixture
@@ -47,6 +57,22 @@ def test_a_search_by_words_and_by_a_video_is_that_of_the_index(client, indexed):
     id = client.post("/api/videos", content=asked.read_bytes()).json()["id"]
     found = client.post("/api/search", json={"video": id, "top": 1}).json()["hits"]
     assert found[0]["name"] == os.path.relpath(asked, videos) and found[0]["score"] == pytest.approx(1, abs=0.05)
+
+    # The same with its progress; a part of the video is another question.
+    parts, told = heard(client, f"/api/videos/{id}/search/events?top=1")
+    assert parts[-1] == 1 and told["hits"] == found
+    part = {"start_seconds": 0.1, "end_seconds": 0.8, "top": 3}
+    expected = client.post("/api/search", json={"video": id} | part).json()["hits"]
+    assert heard(client, f"/api/videos/{id}/search/events?{urlencode(part)}")[1]["hits"] == expected
+    for query, status, why in [
+        ("top=0", 422, "top: Input should be greater than or equal to 1"),
+        ("start_seconds=nan", 422, "start_seconds"),
+    ]:
+        answer = client.get(f"/api/videos/{id}/search/events?{query}")
+        assert answer.status_code == status and why in answer.json()["error"]
+    assert (
+        "no frame lies in the part" in heard(client, f"/api/videos/{id}/search/events?start_seconds=99", "problem")[1]["error"]
+    )
 
 
 def test_found_files_are_played_and_nothing_else(client, indexed, tmp_path):

@@ -32,9 +32,9 @@ def browser() -> Iterator[object]:
 
 
 @pytest.fixture(scope="module")
-def address(serve: Callable[..., tuple[str, object]], indexed: tuple[Path, Path, Path]) -> str:
-    """Of a server with a library that takes files of 1 MB."""
-    return serve("--megabytes", "1", "--library", str(indexed[2]))[0]
+def address(serve: Callable[..., tuple[str, object]], indexed: tuple[Path, Path, Path], model_folders: dict[str, Path]) -> str:
+    """Of a server with a library and a second autoencoder that takes files of 1 MB."""
+    return serve(f"other={model_folders['autoencoder']}", "--megabytes", "1", "--library", str(indexed[2]))[0]
 
 
 @pytest.fixture
@@ -117,6 +117,44 @@ def test_sliders_change_the_reconstruction(page: Page, video: Path):
     )
     assert picture.get_attribute("src") != before
     expect(page.locator("#attended img")).to_be_visible()
+
+
+def test_what_rebuilds_and_what_looks_can_be_chosen(page: Page, video: Path):
+    page.set_input_files("#file", video)
+    assert page.locator("#rebuild-model option").all_inner_texts() == ["autoencoder", "other"]
+    assert page.locator("#looks-model option").all_inner_texts() == ["classifier", "autoencoder", "other"]
+    page.locator("#rebuild-model").select_option("other")
+    expect(page.locator("#rebuilt img")).to_have_attribute("alt", re.compile("other was shown"))
+    page.locator("#looks-model").select_option("autoencoder")
+    expect(page.locator("#attended img")).to_have_attribute("alt", "The clip, and where autoencoder looks")
+
+
+def test_long_work_shows_how_far_it_is(page: Page, video: Path):
+    """The bar of each answer takes the values that the server tells; a full house is asked again."""
+    page.evaluate("""() => {
+        window.bars = new Set();
+        new MutationObserver(() => document.querySelectorAll("progress").forEach((bar) => {
+            if (bar.id !== "sent" && bar.position > 0) window.bars.add(bar.getAttribute("aria-label"));
+        })).observe(document.body, { subtree: true, childList: true, attributes: true });
+    }""")
+    full = iter([True])
+
+    def once(route) -> None:
+        if next(full, False):
+            route.fulfill(status=429, headers={"Retry-After": "1"}, json={"error": "full"})
+        else:
+            route.continue_()
+
+    page.route("**/timeline/events*", once)
+    longer = video.read_bytes() + b"\0\0\0\x0cfreemore"  # other bytes, the same pictures: nothing is kept of it
+    page.set_input_files("#file", {"name": "longer.mp4", "mimeType": "video/mp4", "buffer": longer})
+    expect(page.locator("#timeline svg")).to_have_count(3)
+    expect(page.locator(".answer")).to_have_count(2)
+    page.locator("#like-this").click()
+    expect(page.locator("#search-state")).to_contain_text("moments, in")
+    assert page.evaluate("[...window.bars].sort()") == [
+        "classifier is looking ...", "classifier is watching ...", "frames is looking ...", "looking at the video ...",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ def command(
     workers: int | None = None,
     places: int = 32,
     timeout: float = 300.0,
+    per_minute: int = 600,
 ) -> int:
     """Serve models on a page: drop a video and see what is in it; search a library of videos.
 
@@ -33,7 +34,7 @@ def command(
     ----------
     models
         Run folders, model folders or checkpoints, NAME=PATH to call one by a name of its own. All that know classes answer side by
-        side; the first that has a decoder rebuilds what is hidden.
+        side; those that have a decoder rebuild what is hidden, one at a time.
     library
         An index made by `tubelet index`: its folders can be searched and played.
     host
@@ -60,6 +61,8 @@ def command(
         Requests that are worked on or wait; the next is answered 429.
     timeout
         Seconds after which a request is given up.
+    per_minute
+        Requests of one address in a minute, but for this machine's own; the next is answered 429. 0: as many as it likes.
     """
     from tubelet.errors import CheckpointError
     from tubelet.web.run import Settings, run
@@ -70,5 +73,5 @@ def command(
     named = [(name, path) if equals else ("", word) for word in models for name, equals, path in [word.partition("=")]]
     chosen = [(name or Path(path).resolve().name, path) for name, path in named]
     limits = Limits(megabytes, seconds, megapixels)
-    settings = Settings(host, port, token, folder, library, device, batch, workers, places, timeout, limits)
+    settings = Settings(host, port, token, folder, library, device, batch, workers, places, timeout, per_minute, limits)
     return run(chosen, settings, note)

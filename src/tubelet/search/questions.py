@@ -4,6 +4,7 @@ D width of the vectors.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -50,13 +51,22 @@ def text_vector(model: Model, words: str) -> Tensor:
 
 
 @torch.no_grad()
-def video_vector(model: Model, path: str | Path, start: float | None = None, end: float | None = None) -> Tensor:
-    """float32 (D,) of a video, or of the part between two seconds: the mean of its windows' unit vectors, of unit length."""
+def video_vector(
+    model: Model,
+    path: str | Path,
+    start: float | None = None,
+    end: float | None = None,
+    on_window: Callable[[int, int], object] | None = None,
+) -> Tensor:
+    """float32 (D,) of a video, or of the part between two seconds: the mean of its windows' unit vectors, of unit length.
+    on_window(done, all) after each of them."""
     example = Example(str(path), str(path), start_seconds=start, end_seconds=end)
     vectors = []
     for event in embed_windows(model, [example], workers=1):
         if isinstance(event, Embedded):
             vectors.append(event.vector)
+            if on_window is not None:
+                on_window(len(vectors), event.count)
         elif event.problem:
             raise VideoError(event.problem)
     return unit(torch.stack(vectors).double().mean(dim=0))

@@ -5,7 +5,8 @@ generator function yields, piece by piece. Workers are copies of this process (f
 or after a minute without work. Each job, each piece has a limit of processor time, which neither a busy machine nor a stopped
 process uses up, and one of memory beyond what the worker had. A worker that dies is replaced and the file tried again, so that
 one which somebody killed costs nothing; a file that crashes two is refused from then on. Where there is no fork (Windows) or it
-is unsafe (macOS), functions are called here and only the header's limits hold.
+is unsafe (macOS), functions are called here and only the header's limits hold. Whoever may lose interest in a file reads it in
+a block of `ended_by`.
 
 LIMITS holds for every command; an environment variable of that name sets another.
 """
@@ -25,6 +26,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterator
+from contextvars import ContextVar
 from io import BytesIO
 from typing import Any, TypeVar
 
@@ -42,6 +44,7 @@ LIMITS = {
 }
 SECONDS_PER_MEGABYTE = 1.0
 STILL_SECONDS = 60  # without any use of the processor: then a worker waits for something that does not come
+LOOKS = 5  # a second, whether to stop
 IDLE_SECONDS = 60.0
 MOST_KILLS = 5  # of workers with one file, by others (somebody, or a system that is out of memory): no decoder kills itself so
 
@@ -51,6 +54,7 @@ _idle: dict[int, list["_Worker"]] = {}  # by process: the workers of a parent ar
 _refused: dict[tuple[str, int, int, float, float], str] = {}  # path, size, age and limits -> why it is not tried again
 # Held while a copy is made, and by whoever does what no copy can be made amidst: a copy made during a call of LanceDB stands still.
 forking = threading.RLock()
+_stop: ContextVar[threading.Event | None] = ContextVar("stop", default=None)  # of the innermost `ended_by`
 _guarded = False  # whether this process is a worker itself
 
 
@@ -81,7 +85,25 @@ def check_header(path: str, width: int, height: int, frames: int) -> None:
 
 
 class Stopped(Exception):
-    """`run` was told to stop: the worker is gone, at whatever it was."""
+    """Nobody wants the answer any more: the worker is gone, at whatever it was."""
+
+
+@contextlib.contextmanager
+def ended_by(stop: threading.Event) -> Iterator[None]:
+    """In this block whatever reads files, through however many functions, ends with Stopped soon after `stop` is set, and its
+    worker is killed. A thread that is begun in the block must run in a copy of its context (`contextvars`) to be part of it."""
+    before = _stop.set(stop)
+    try:
+        yield
+    finally:
+        _stop.reset(before)
+
+
+def check_stop() -> None:
+    """Stopped where the `stop` of the block of `ended_by` is set, for work between the files."""
+    stop = _stop.get()
+    if stop is not None and stop.is_set():
+        raise Stopped
 
 
 def run(
@@ -90,16 +112,14 @@ def run(
     *args: Any,
     more_bytes: int = 0,
     more_seconds: float = 0.0,
-    stop: threading.Event | None = None,
     **kwargs: Any,
 ) -> Result:
     """function(*args, **kwargs), which reads the file at `path`, by a worker; `more_bytes` of memory and `more_seconds` of
     processor time beside what one look at it needs.
 
-    What the function raises is raised here. VideoError where it exceeds a limit or ends the worker, Stopped soon after `stop`
-    is set.
+    What the function raises is raised here. VideoError where it exceeds a limit or ends the worker.
     """
-    [result] = each(path, _once, function, args, kwargs, more_bytes=more_bytes, more_seconds=more_seconds, stop=stop)
+    [result] = each(path, _once, function, args, kwargs, more_bytes=more_bytes, more_seconds=more_seconds)
     return result
 
 
@@ -115,7 +135,6 @@ def each(
     *args: Any,
     more_bytes: int = 0,
     more_seconds: float = 0.0,
-    stop: threading.Event | None = None,
 ) -> Generator[Result, None, None]:
     """The pieces that function(0, *args) yields, one after another, made by a worker that is one piece ahead of its reader.
 
@@ -140,7 +159,7 @@ def each(
         worker = _free_worker() if tried == 1 else _Worker()
         try:
             while True:
-                problem, last, piece = worker.answer(job, stop)
+                problem, last, piece = worker.answer(job)
                 job = None
                 if last:
                     break
@@ -151,7 +170,7 @@ def each(
             if end == "SIGPROF" or (end != "SIGKILL" and tried > 1):
                 break
             continue
-        except BaseException:  # Ctrl-C, `stop` or a reader that leaves: what comes must not be taken for another answer
+        except BaseException:  # Ctrl-C, Stopped or a reader that leaves: what comes must not be taken for another answer
             worker.end()
             raise
         _idle[os.getpid()].append(worker)
@@ -191,20 +210,20 @@ class _Worker:
                 os._exit(0)
         theirs.close()
 
-    def answer(self, job: list[Any] | None, stop: threading.Event | None) -> tuple[Exception | None, bool, Any]:
+    def answer(self, job: list[Any] | None) -> tuple[Exception | None, bool, Any]:
         """(what the job raised, whether that was all, the next piece); _DiedError, Stopped. job: a new one, or None to go on."""
         poll = select.poll()
         poll.register(self.socket, select.POLLIN)
         try:
             if job is not None:
                 _send(self.socket, job)
-            looks = 0  # one a second, not counted by the clock: Ctrl-Z is no standstill
+            looks = 0  # LOOKS a second, not counted by the clock: Ctrl-Z is no standstill
             used = None
-            while not poll.poll(1000):
-                if stop is not None and stop.is_set():
-                    raise Stopped
+            check_stop()
+            while not poll.poll(1000 / LOOKS):
+                check_stop()
                 looks += 1
-                if looks % STILL_SECONDS == 0 and used == (used := self._clock_ticks()):
+                if looks % (STILL_SECONDS * LOOKS) == 0 and used == (used := self._clock_ticks()):
                     self.end()
                     raise _DiedError(f"it stood still for {STILL_SECONDS} s")
             found: tuple[Exception | None, bool, Any] | None = _receive(self.socket)

@@ -17,6 +17,7 @@ from typing import TypeVar
 from fastapi import Request
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from tubelet.video.guard import ended_by
 from tubelet.web.refused import Refused
 from tubelet.web.work import Served
 
@@ -33,6 +34,7 @@ class Options:
     workers  files that are read at the same time
     places   requests that may be worked on or wait, and uploads that may come in; the next one gets 429
     seconds  after which a request is given up
+    per_minute  requests of one address (see `door.Rate`); the next one gets 429. 0: as many as it likes
     """
 
     hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "[::1]")
@@ -40,6 +42,7 @@ class Options:
     workers: int = 2
     places: int = 16
     seconds: float = 300.0
+    per_minute: int = 600
 
 
 class Desk:
@@ -79,15 +82,21 @@ class Desk:
         if taken >= self.options.places:
             raise Refused(429, f"{taken} requests are being worked on already: try again in a moment", retry_seconds=1)
 
-    async def work(self, request: Request, make: Callable[[threading.Event], T]) -> T:
-        """make(stop) in a thread, at a place of its own. `stop` is set when whoever asked has gone (499) or waited long (504)."""
+    async def work(self, request: Request, make: Callable[[], T]) -> T:
+        """make() in a thread, at a place of its own. It ends early when whoever asked has gone (499) or waited long (504), and
+        files are read no further (`guard.ended_by`)."""
         with self.place():
             return await self.held(request, make)
 
-    async def held(self, request: Request, make: Callable[[threading.Event], T]) -> T:
+    async def held(self, request: Request, make: Callable[[], T]) -> T:
         """The same for a caller who holds a place already."""
         stop, began = threading.Event(), time.monotonic()
-        running = asyncio.get_running_loop().run_in_executor(self.pool, make, stop)
+
+        def work() -> T:
+            with ended_by(stop):
+                return make()
+
+        running = asyncio.get_running_loop().run_in_executor(self.pool, work)
         try:
             while True:
                 done, _ = await asyncio.wait({running}, timeout=LOOK_SECONDS)

@@ -6,7 +6,7 @@ A file is called by its key, a hash of its path; a path that comes from outside 
 import hashlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from tubelet.features import fingerprint
 from tubelet.models._model import Model
 from tubelet.search import Hit, Index
 from tubelet.train.device import choose_device
+from tubelet.video.guard import check_stop
 from tubelet.web.refused import Refused
 from tubelet.weights.load import load_model
 
@@ -97,9 +98,16 @@ class Library:
         """The moments nearest to a sentence; ConfigError for an empty one, and where the model reads none."""
         return self._moments(self.index.search(search.text_vector(self.network, words), top))
 
-    def by_video(self, path: Path, start: float | None, end: float | None, top: int) -> list[Moment]:
-        """The moments nearest to a video, to a part of it, or to a picture."""
-        return self._moments(self.index.search(search.video_vector(self.network, path, start, end), top))
+    def by_video(
+        self, path: Path, start: float | None, end: float | None, top: int, tell: Callable[[float], object]
+    ) -> list[Moment]:
+        """The moments nearest to a video, to a part of it, or to a picture. tell(part) of the way again and again."""
+
+        def on_window(done: int, of: int) -> None:
+            check_stop()
+            tell(done / of)
+
+        return self._moments(self.index.search(search.video_vector(self.network, path, start, end, on_window), top))
 
     def teach(self, tags: Sequence[tuple[str, float, float, str]], top: int) -> dict[str, Any]:
         """A linear head from (key, start, end, label) of moments found, and what it says of the whole library: the surest moments

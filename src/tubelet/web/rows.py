@@ -96,5 +96,7 @@ class Taught(BaseModel):
 
 Clips = Annotated[int, Query(ge=1, le=32, description="windows in time")]
 Top = Annotated[int, Query(ge=1, le=100, description="how many classes")]
+Hits = Annotated[int, Query(ge=1, le=100, description="how many moments")]
+Second = Annotated[float | None, Query(ge=0, allow_inf_nan=False)]
 Times = Annotated[str, Query(max_length=2000, description="seconds, with commas between them")]
 Which = Annotated[str, Query(description="name of a model; empty: the first that can")]

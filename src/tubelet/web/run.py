@@ -3,20 +3,19 @@
 import ipaddress
 import re
 import secrets
-import shutil
 import signal
 import socket
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from tubelet.errors import CheckpointError, ConfigError, MissingExtraError
+from tubelet.errors import ConfigError, MissingExtraError
 from tubelet.loading import cores
+from tubelet.web.folder import uploads_folder
 from tubelet.web.uploads import Limits, Uploads
 
 if TYPE_CHECKING:
@@ -40,10 +39,11 @@ class Settings:
     workers: int | None = None
     places: int = 32
     timeout: float = 300.0
+    per_minute: int = 600
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        for name, least in (("batch", 1), ("places", 1)):
+        for name, least in (("batch", 1), ("places", 1), ("per_minute", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}: it must be {least} or more")
         if self.workers is not None and self.workers < 1:
@@ -84,22 +84,19 @@ def run(models: Sequence[tuple[str, str]], settings: Settings, say: Callable[[st
     port = listening.getsockname()[1]
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
     hosts = ("127.0.0.1", "localhost", "[::1]", shown) if own else ("*",)
-    folder = Path(settings.folder) if settings.folder else Path(tempfile.mkdtemp(prefix="tubelet-"))
-    try:
+    with closing(listening), uploads_folder(settings.folder) as folder:
         served = [open_model(path, name, settings.device, settings.batch) for name, path in models]
-        try:
-            uploads = Uploads(folder, settings.limits)
-        except OSError as error:
-            raise CheckpointError(f"cannot keep uploads in {folder}: {error.strerror}; name another --folder") from error
+        uploads = Uploads(folder, settings.limits)
         library = Library(settings.library, settings.device, [one.network for one in served]) if settings.library else None
-        options = Options(hosts, token, settings.workers or cores(), settings.places, settings.timeout)
+        workers = settings.workers or cores()
+        options = Options(hosts, token, workers, settings.places, settings.timeout, settings.per_minute)
         app = make_app(served, uploads, options, library)
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, server_header=False, limit_concurrency=MOST_CONNECTIONS,
             timeout_graceful_shutdown=round(settings.timeout),
         )  # fmt: skip
         server = uvicorn.Server(config)
-        server.handle_exit = partial(_ending, app.state.desk, server.handle_exit)  # type: ignore[method-assign]
+        server.handle_exit = partial(_ending, app.state.house.desk, server.handle_exit)  # type: ignore[method-assign]
         print(f"http://{shown}:{port}/" + (f"?token={token}" if token else ""), flush=True)
         say("Ctrl-C ends it")
         # uvicorn raises the signal that ended it once more when it is done: it is how one ends a server, and no mishap.
@@ -109,10 +106,6 @@ def run(models: Sequence[tuple[str, str]], settings: Settings, say: Callable[[st
             signal.signal(number, handler)
         say("ended")
         return 0
-    finally:
-        listening.close()
-        if not settings.folder:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _ending(desk: "Desk", end: Callable[[int, FrameType | None], None], number: int, frame: FrameType | None) -> None:

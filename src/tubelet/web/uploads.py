@@ -64,8 +64,6 @@ class Uploads:
     def __init__(self, folder: str | Path, limits: Limits) -> None:
         self.folder, self.limits = Path(folder), limits
         self.folder.mkdir(parents=True, exist_ok=True)
-        for left in self.folder.glob("*.part"):  # of a server that was killed
-            left.unlink()
         self._writing = threading.Lock()
 
     async def receive(self, chunks: AsyncIterator[bytes], announced: int | None) -> Received:
@@ -92,12 +90,12 @@ class Uploads:
             raise
         return Received(part, digest.hexdigest(), size)
 
-    def keep(self, received: Received, stop: threading.Event | None = None) -> Upload:
+    def keep(self, received: Received) -> Upload:
         """Looks at what was received and takes it among the uploads. Refused: 415 nothing that can be read as a video, 422 too long
         or too large a picture."""
         part, limits = received.part, self.limits
         try:
-            info: VideoInfo = run(str(part), probe, str(part), stop=stop)
+            info: VideoInfo = run(str(part), probe, str(part))
         except VideoError as error:
             raise Refused(415, f"this cannot be read as a video or a picture: {without(error, part)}") from None
         if info.duration_seconds > limits.seconds:

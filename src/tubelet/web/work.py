@@ -3,9 +3,8 @@
 T frames, C colours, H height, W width.
 """
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from tubelet import __version__, masking
 from tubelet.errors import ConfigError
+from tubelet.evaluate.multiview import crops_of
 from tubelet.evaluate.sides import run_of
 from tubelet.features import fingerprint
 from tubelet.find import choose
@@ -27,7 +27,7 @@ from tubelet.timeline import Timeline, timeline
 from tubelet.train.config import TrainConfig
 from tubelet.train.device import choose_device
 from tubelet.video.decode import decode, probe
-from tubelet.video.guard import Stopped, run
+from tubelet.video.guard import LOOKS, check_stop, run
 from tubelet.web.batcher import Batcher, Output
 from tubelet.web.uploads import Upload
 from tubelet.weights.load import load_model
@@ -64,6 +64,25 @@ class Served:
         return attention.can_be_shown(self.network)
 
 
+# What a model may be asked for -> (whether it can, what is said where it cannot, what to serve where none can).
+ABILITIES: dict[str, tuple[Callable[[Served], bool], str, str]] = {
+    "classify": (lambda one: bool(one.network.class_names), "was never taught classes", "serve that of a fine-tuning run too"),
+    "rebuild": (lambda one: one.rebuilds, "has no decoder, so it rebuilds nothing", "serve that of a pretraining run too"),
+    "attend": (lambda one: one.attends, "does not say where it looks", "of the families here videomae does"),
+}
+
+
+def choose_model(models: Sequence[Served], name: str, ability: str) -> Served:
+    """The model of that name, or the first that can; ConfigError, which names those that can, where it cannot."""
+    can, lacks, hint = ABILITIES[ability]
+    able = [one for one in models if can(one)]
+    names = [one.name for one in models]
+    chosen = models[names.index(choose(name, names, "model"))] if name else (able or models)[0]
+    if chosen not in able:
+        raise ConfigError(f"{chosen.name} {lacks}: {'ask ' + ' or '.join(one.name for one in able) if able else hint}")
+    return chosen
+
+
 def open_model(path: str | Path, name: str, device: str = "auto", most: int = 8) -> Served:
     """A model ready to answer; CheckpointError where there is none."""
     network = load_model(path, choose_device(device))
@@ -73,20 +92,23 @@ def open_model(path: str | Path, name: str, device: str = "auto", most: int = 8)
     return Served(name, network, Batcher(network, most), fingerprint(network), normalize)
 
 
-def top_classes(served: Served, path: Path, clips: int, top: int, stop: threading.Event) -> Prediction:
-    """`predict`, with the model shared by all who ask: the views of a video wait together. Stopped soon after `stop` is set."""
+def top_classes(served: Served, path: Path, clips: int, top: int, tell: Callable[[float], object]) -> Prediction:
+    """`predict`, with the model shared by all who ask: the views of a video wait together. tell(part) of the way again and again,
+    of which reading is the first half."""
+    halves = 2 * clips * crops_of(served.network.spec, None)
 
     def forward(views: Iterable[Tensor]) -> Iterator[Output]:
         asked: list[Future[Output]] = []
         try:
             for view in views:
-                if stop.is_set():
-                    raise Stopped
+                check_stop()
                 asked.append(served.batcher.ask(view))
-            for answer in asked:
-                if stop.is_set():
-                    raise Stopped
+                tell(len(asked) / halves)
+            for done, answer in enumerate(asked, len(asked) + 1):
+                while not wait([answer], 1 / LOOKS).done:
+                    check_stop()
                 yield answer.result()
+                tell(done / halves)
         finally:
             for answer in asked:
                 answer.cancel()
@@ -94,15 +116,12 @@ def top_classes(served: Served, path: Path, clips: int, top: int, stop: threadin
     return predict(served.network, path, clips, None, top, forward)
 
 
-def over_time(
-    served: Served, path: Path, about: Upload, stop: threading.Event, tell: Callable[[float], object] = lambda part: None
-) -> Timeline:
+def over_time(served: Served, path: Path, about: Upload, tell: Callable[[float], object]) -> Timeline:
     """Class probabilities over a video, of at most MOMENTS moments; of a long one not every frame is looked at. tell(part) of the
-    way again and again. Stopped soon after `stop` is set."""
+    way again and again."""
 
     def on_window(done: int, of: int) -> None:
-        if stop.is_set():
-            raise Stopped
+        check_stop()
         tell(done / of)
 
     window = served.network.spec.window_frames / max(about.fps, 1e-6)
@@ -110,11 +129,11 @@ def over_time(
     return timeline(served.network, path, every, on_window=on_window, step=max(STEP, every / window))
 
 
-def strip(path: str | Path, seconds: Sequence[float], stop: threading.Event) -> bytes:
+def strip(path: str | Path, seconds: Sequence[float]) -> bytes:
     """PNG: the frames shown at those times, side by side, at most THUMBNAIL high and four times as wide."""
     if not 0 < len(seconds) <= MOST_THUMBNAILS:
         raise ConfigError(f"{len(seconds)} times were asked for: a strip has 1 to {MOST_THUMBNAILS}")
-    return run(str(path), _strip, str(path), list(seconds), stop=stop)
+    return run(str(path), _strip, str(path), list(seconds))
 
 
 def _strip(path: str, seconds: list[float]) -> bytes:
@@ -126,8 +145,6 @@ def _strip(path: str, seconds: list[float]) -> bytes:
 
 def rebuilt(served: Served, path: Path, kind: str, ratio: float, seed: int) -> bytes:
     """PNG: the middle of the video, what the model is shown of it, and what it makes of that."""
-    if not served.rebuilds:
-        raise ConfigError(f"{served.name} has no decoder, so it rebuilds nothing: serve the model of a pretraining run too")
     choose(kind, masking.KINDS, "mask")
     frames, seconds = load_views(path, served.network.spec)
     made = reconstruction.reconstruct(
@@ -138,6 +155,4 @@ def rebuilt(served: Served, path: Path, kind: str, ratio: float, seed: int) -> b
 
 def looked_at(served: Served, path: Path) -> bytes:
     """PNG: the middle of the video with the attention of the last block laid over it."""
-    if not served.attends:
-        raise ConfigError(f"{served.name} does not say where it looks: of the families here videomae does")
     return attention.attention(served.network, load_views(path, served.network.spec)[0][0])

@@ -14,18 +14,41 @@ function make(name, attributes = {}, ...children) {
   return element;
 }
 
-// The answer of the API, or an Error with its one line. A full house is asked again when it says.
-async function ask(address, options = {}, patience = 20) {
-  const answer = await fetch(address, options);
+// What the API sends, or an Error with its one line. A full house is asked again when it says.
+async function reach(address, options = {}, patience = 20) {
+  const answer = await fetch(address, options).catch((error) => {
+    throw options.signal?.aborted ? error : new Error("the server cannot be reached");
+  });
   if (answer.status === 429 && patience) {
     await new Promise((resolve) => setTimeout(resolve, 1000 * (Number(answer.headers.get("Retry-After")) || 1)));
-    return ask(address, options, patience - 1);
+    return reach(address, options, patience - 1);
   }
-  const value = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Error(value.error || `the server answered ${answer.status}`);
-  return value;
+  if (answer.ok) return answer;
+  const { error } = await answer.json().catch(() => ({}));
+  throw new Error(error || `the server answered ${answer.status}`);
 }
-const post = (address, value) => ask(address, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(value) });
+const ask = async (address, options) => (await reach(address, options)).json();
+
+// The answer of an address that tells how far it is (server-sent events): progress(0 to 1) again and again.
+// Not an EventSource, which cannot say why it was refused.
+async function hear(address, progress, options) {
+  const answer = await reach(address, options);
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  for (let text = ""; ;) {
+    const { value, done } = await reader.read();
+    if (done) throw new Error("the server ended before the answer was there");
+    const blocks = (text + value).split("\n\n");
+    text = blocks.pop();
+    for (const block of blocks) {
+      const [, kind, data] = block.match(/^event: (\w+)\ndata: (.*)$/s);
+      const told = JSON.parse(data);
+      if (kind === "done") return told;
+      if (kind === "problem") throw new Error(told.error);
+      progress(told.part);
+    }
+  }
+}
+const post = (address, value, options) => ask(address, { ...options, method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(value) });
 const query = (values) => new URLSearchParams(values).toString();
 const clock = (s) => `${Math.floor(s / 60)}:${(s % 60).toFixed(1).padStart(4, "0")}`;
 const percent = (p) => `${(100 * p).toFixed(1)} %`;
@@ -34,7 +57,13 @@ function say(place, text, bad = false) {
   place.textContent = text;
   place.classList.toggle("bad", bad);
 }
-const loading = (text) => make("div", { class: "loading" }, make("p", { class: "quiet" }, text), make("progress", { "aria-label": text }));
+// What stands where an answer will be; its `told` moves the bar.
+function loading(text) {
+  const bar = make("progress", { max: 1, "aria-label": text });
+  const place = make("div", { class: "loading" }, make("p", { class: "quiet" }, text), bar);
+  place.told = (part) => { bar.value = part; };
+  return place;
+}
 const failed = (error) => make("p", { class: "bad" }, error.message);
 const empty = (text) => make("p", { class: "empty" }, text);
 
@@ -92,7 +121,6 @@ function show(file) {
 }
 
 const classifiers = () => state.models.filter((model) => model.classes.length);
-const shown = (video) => state.video === video; // not another one meanwhile
 
 function seek(player, seconds) {
   player.currentTime = seconds;
@@ -103,16 +131,19 @@ async function predict() {
   const { video } = state;
   const asked = classifiers();
   if (!asked.length) return $("answers").replaceChildren(empty("No model here was taught classes."));
-  $("answers").replaceChildren(...asked.map((model) => loading(`${model.name} is looking ...`)));
+  state.predicting?.abort(); // of the video before
+  const { signal } = state.predicting = new AbortController();
+  const waiting = asked.map((model) => loading(`${model.name} is looking ...`));
+  $("answers").replaceChildren(...waiting);
   await Promise.all(asked.map(async (model, place) => {
     let card;
     try {
-      const found = await ask(`/api/videos/${video.id}/prediction?${query({ model: model.name })}`);
+      const found = await hear(`/api/videos/${video.id}/prediction/events?${query({ model: model.name })}`, waiting[place].told, { signal });
       card = answer(video, model, found);
     } catch (error) {
       card = failed(error);
     }
-    if (shown(video)) $("answers").children[place].replaceWith(card);
+    if (!signal.aborted) waiting[place].replaceWith(card);
   }));
 }
 
@@ -134,24 +165,20 @@ function answer(video, model, found) {
 
 // ---- its whole length --------------------------------------------------------------------------------------------
 
-let events = null;
-function timeline() {
+async function timeline() {
   const { video } = state, place = $("timeline");
   const model = chosen("timeline-model");
-  events?.close();
+  state.watching?.abort();
   if (!model) return place.replaceChildren(empty("No model here was taught classes."));
   if (!video) return;
-  const bar = make("progress", { max: 1, value: 0, "aria-label": "part of the video that was looked at" });
-  place.replaceChildren(make("p", { class: "quiet" }, `${model.name} is watching ...`), bar);
-  events = new EventSource(`/api/videos/${video.id}/timeline/events?${query({ model: model.name })}`);
-  events.addEventListener("progress", (e) => { bar.value = JSON.parse(e.data).part; });
-  events.addEventListener("done", (e) => { events.close(); draw(place, video, JSON.parse(e.data)); });
-  events.addEventListener("problem", (e) => { events.close(); place.replaceChildren(failed(new Error(JSON.parse(e.data).error))); });
-  events.onerror = () => {
-    events.close();
-    const again = make("button", { type: "button", onclick: timeline }, "Try again");
-    place.replaceChildren(failed(new Error("the server cannot be reached, or has too much to do")), again);
-  };
+  const { signal } = state.watching = new AbortController();
+  const waiting = loading(`${model.name} is watching ...`);
+  place.replaceChildren(waiting);
+  try {
+    draw(place, video, await hear(`/api/videos/${video.id}/timeline/events?${query({ model: model.name })}`, waiting.told, { signal }));
+  } catch (error) {
+    if (!signal.aborted) place.replaceChildren(failed(error), make("button", { type: "button", onclick: timeline }, "Try again"));
+  }
 }
 
 function draw(place, video, found) {
@@ -198,18 +225,20 @@ async function put(place, address, text) {
   const asking = place.asking = new AbortController();
   place.replaceChildren(loading("drawing ..."));
   try {
-    const answer = await fetch(address, { signal: asking.signal });
-    if (!answer.ok) throw new Error((await answer.json()).error);
+    const answer = await reach(address, { signal: asking.signal });
     URL.revokeObjectURL(place.picture);
     place.picture = URL.createObjectURL(await answer.blob());
-    place.replaceChildren(make("div", { class: "wide-picture", tabindex: 0, role: "group", "aria-label": text }, make("img", { src: place.picture, alt: text })));
+    const box = make("div", { class: "wide-picture", tabindex: 0, role: "group", "aria-label": text }, make("img", { src: place.picture, alt: text, onload: () => {
+      if (box.scrollWidth > box.clientWidth) place.append(make("figcaption", { class: "quiet" }, "It goes on to the right: scroll it sideways."));
+    } }));
+    place.replaceChildren(box);
   } catch (error) {
     if (!asking.signal.aborted) place.replaceChildren(failed(error));
   }
 }
 
 function rebuild() {
-  const model = state.models.find((one) => one.rebuilds);
+  const model = chosen("rebuild-model");
   if (!model) return $("rebuilt").replaceChildren(empty("No model here rebuilds what is hidden: serve that of a pretraining run too."));
   if (!state.video) return;
   const values = { model: model.name, ratio: $("ratio").value / 100, mask: $("mask").value, seed: $("seed").value };
@@ -225,18 +254,24 @@ function attend() {
 
 // ---- the library ---------------------------------------------------------------------------------------------------
 
-async function search(question) {
-  const place = $("search-state"), turn = search.turn = (search.turn || 0) + 1;
+// For words, or for an upload: {video: its id, and perhaps start_seconds and end_seconds}.
+async function search({ video, ...question }) {
+  const place = $("search-state");
+  state.searching?.abort();
+  const { signal } = state.searching = new AbortController();
   say(place, "searching ...");
-  $("hits").replaceChildren();
+  const waiting = loading("looking at the video ...");
+  $("hits").replaceChildren(...(video ? [make("li", {}, waiting)] : []));
   try {
-    const found = await post("/api/search", question);
-    if (turn !== search.turn) return;
+    const found = video ? await hear(`/api/videos/${video}/search/events?${query(question)}`, waiting.told, { signal })
+      : await post("/api/search", question, { signal });
     state.hits = found.hits;
     say(place, found.hits.length ? `${found.hits.length} moments, in ${found.seconds.toFixed(2)} s` : "nothing found: try other words");
     $("hits").replaceChildren(...found.hits.map((hit) => moment(hit, true)));
   } catch (error) {
-    if (turn === search.turn) say(place, error.message, true);
+    if (signal.aborted) return;
+    $("hits").replaceChildren();
+    say(place, error.message, true);
   }
 }
 
@@ -337,6 +372,7 @@ function listen() {
     $(player).addEventListener("error", () => say($(place), "this browser cannot play this file; the answers are about it all the same", true));
   }
   $("timeline-model").addEventListener("change", timeline);
+  $("rebuild-model").addEventListener("change", rebuild);
   $("looks-model").addEventListener("change", attend);
   $("teach").addEventListener("click", teach);
   $("forget").addEventListener("click", () => { state.tags.clear(); $("taught").replaceChildren(); tagged(); });
@@ -351,6 +387,7 @@ async function begin() {
     $("mask").replaceChildren(...masks.map((name) => make("option", { value: name }, name.replaceAll("_", " "))));
     $("serving").textContent = models.map((m) => `${m.name} (${m.variant}${m.classes.length ? `, ${m.classes.length} classes` : ""})`).join(" · ");
     choices("timeline-model", classifiers());
+    choices("rebuild-model", models.filter((model) => model.rebuilds));
     choices("looks-model", models.filter((model) => model.attends));
     say($("search-state"), state.library ? `${library.windows} moments of ${library.files} files`
       : "No library here: make one with `tubelet index DIR --model MODEL --out library` and serve it with `--library library`.");

@@ -1,0 +1,1 @@
+"""The addresses of the server, one router for each part of the page; `web/app.py` puts them together."""
