@@ -25,8 +25,8 @@ BENCHMARKS: dict[str, tuple[str, list[str], list[str]]] = {
     ),
     "infer": (
         "step.py",
-        ["--steps", "inference", "--sizes", "small", "base", "--precision", "fp32", "bf16"],
-        ["--steps", "inference", "--sizes", "tiny", "--frames", "8", "--pixels", "112", "--rounds", "2"],
+        ["--steps", "inference", "exported", "--sizes", "small", "base", "--precision", "fp32", "bf16"],
+        ["--steps", "inference", "exported", "--sizes", "tiny", "--frames", "8", "--pixels", "112", "--rounds", "2"],
     ),
     "families": ("families.py", [], ["--quick", "--rounds", "1", "--batch", "1"]),
     "serve": ("serve.py", [], ["--quick"]),

@@ -123,7 +123,7 @@ def _convert(source: str, out: str, to: str, given: "foreign.Given", json: bool)
         model, account = foreign.read(place, given)
         note(f"assumed: {account.assumptions()}")
         origin = {"converted_from": source, "layout": account.layout, "sha256": sha256(account.files)}
-        before = prove(model, account.family, account.layout, place)
+        before = prove(model, account, place)
     after = convert(model, out, to, origin)
     proofs = {"source": before, out: after}
     if json:
