@@ -113,10 +113,11 @@ def _convert(source: str, out: str, to: str, given: "foreign.Given", json: bool)
     from tubelet.weights import foreign
     from tubelet.weights.convert import convert, prove
     from tubelet.weights.files import sha256
-    from tubelet.weights.load import is_model, load_model, located
+    from tubelet.weights.load import is_model, load_model, located, refuse_graph
 
     origin: dict[str, object] = {}
     place = located(source)
+    refuse_graph(place)
     if is_model(place):
         model, before = load_model(source), None
     else:

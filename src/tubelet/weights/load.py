@@ -73,6 +73,13 @@ def is_folder(folder: Path) -> bool:
         raise CheckpointError(f"cannot read {folder / 'config.json'}: {error}") from error
 
 
+def refuse_graph(path: str | Path) -> None:
+    """CheckpointError for an exported folder: a graph runs, but has no weights that could be told apart or moved."""
+    folder = Path(path)
+    if folder.is_dir() and is_folder(folder) and "exported" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
+        raise CheckpointError(f"{path} is an exported graph, which only answers: name the model that it was made from")
+
+
 def _foreign(path: Path, device: torch.device | str) -> Model:
     from tubelet.weights import foreign
 
