@@ -1,5 +1,6 @@
 """`tubelet weights`: what a checkpoint is, moving it to another layout, and video models that begin from image models."""
 
+from pathlib import Path
 from typing import Literal
 
 from tubelet.cli._print import emit_json, note, table
@@ -124,6 +125,7 @@ def _convert(source: str, out: str, to: str, given: "foreign.Given", json: bool)
         model, account = foreign.read(place, given)
         note(f"assumed: {account.assumptions()}")
         origin = {"converted_from": source, "layout": account.layout, "sha256": sha256(account.files)}
+        origin |= {} if Path(source).exists() else {"revision": place.name}
         before = prove(model, account, place)
     after = convert(model, out, to, origin)
     proofs = {"source": before, out: after}

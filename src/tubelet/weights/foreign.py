@@ -48,7 +48,7 @@ class Given:
     """What the caller knows better than the files.
 
     classes        a list that is shipped ("kinetics400", "ssv2") or a file, one class a line in the order of the head
-    clip, options  fields of the ClipSpec and options of the model
+    clip, options  fields of the ClipSpec and options of the model; with decoder=False that of pretraining is left behind
     """
 
     classes: str | None = None
@@ -98,6 +98,10 @@ def read(path: str | Path, given: Given = Given()) -> tuple[Model, Account]:
         state = layouts.known()[account.family, account.layout].read(source.tensors)
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{path} looks like {found.name} ({account.layout} layout), but {error}") from error
+    if given.options.get("decoder") is False:
+        left = [key for key in state if key.startswith("decoder.")]
+        state = {key: value for key, value in state.items() if key not in left}
+        account.notes += [f"left behind, as asked: the decoder ({len(left)} weights)"] if left else []
     state, resized = fit_tubelets(state, account.tubelet, model)
     fill(model, state, path)
     said = [text for text in (resized, layouts.interpolation(model)) if text]
