@@ -1,6 +1,7 @@
 """Every layout of every family: written, recognised, read again bit for bit, and against transformers' own folders."""
 
 import json
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,8 @@ def answer(model: Model, frames: Tensor) -> Tensor:
 
 def test_no_layout_is_left_out() -> None:
     assert {(family_of(case.variant), case.layout) for case in CASES} == set(layouts.known())
+    page = (Path(__file__).parents[2] / "docs" / "weights.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \| `(\w+)` \|.*\d+ of \d+", page, re.MULTILINE)) == set(layouts.known())
 
 
 @every

@@ -1,8 +1,8 @@
 """Opens a graph of torch.export after looking whether there is anything in it but a graph.
 
 Left to itself, torch unpickles parts of such a file and evaluates some of its text, so that a file made for it runs any code. What
-`tubelet export` writes needs neither: tensors as bytes, a list of operators of `aten`, and shapes in which only the batch is
-a symbol. Everything else is refused.
+`tubelet export` writes needs neither: tensors as bytes, a list of operators of `aten` (and our own), and shapes in which only the
+batch is a symbol. Everything else is refused.
 """
 
 import io
@@ -21,7 +21,7 @@ NAMES = re.compile(
     r"|data/weights/(model_weights_config\.json|weight_\d+)|data/constants/(model_constants_config\.json|tensor_\d+)"
 )
 OPERATOR = re.compile(
-    r"torch\.ops\.aten\.(?!from_file\b)\w+\.\w+|_operator\.(add|sub|mul|floordiv|mod|neg|getitem|eq|ne|lt|le|gt|ge)"
+    r"torch\.ops\.aten\.(?!from_file\b)\w+\.\w+|torch\.ops\.tubelet\.\w+\.default|_operator\.(add|sub|mul|floordiv|mod|neg|getitem|eq|ne|lt|le|gt|ge)"
 )
 SIZE = re.compile(r"(Symbol\('[su]\d+'(, (positive|nonnegative|integer)=True)*\)|Integer\(-?\d+\)|Mul|Add|\d|[-+*(), ])+")
 STRUCTURES = ("builtins.tuple", "builtins.list", "builtins.dict", None)
