@@ -167,6 +167,12 @@ def test_a_graph_that_would_run_code_is_refused_unread(tmp_path: Path) -> None:
     assert load_model(tmp_path / "whole").class_names == ("a", "b", "c")
 
 
+def test_a_graph_runs_on_the_cpu_whatever_the_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export(model(), tmp_path / "out", "torch")
+    graph = load_model(tmp_path / "out", "cuda")
+    assert next(graph.parameters()).device.type == "cpu" and "it runs on the CPU" in capsys.readouterr().err
+
+
 def test_damaged_folders_are_one_line(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="onnxruntime (extra [export]) is not installed")
     export(model(), tmp_path / "out", "onnx")

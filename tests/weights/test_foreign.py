@@ -166,10 +166,15 @@ def test_the_decoder_is_left_behind_where_the_caller_says_so(tmp_path: Path) -> 
     assert all(torch.equal(value, whole.state_dict()[key]) for key, value in encoder.state_dict().items())
 
 
-@pytest.mark.parametrize("option", ["heads=many", "width=1.5", "patch=0", "tubelet=-1", "decoder=3"])
+NOTHING = ["heads=many", "width=1.5", "patch=0", "tubelet=-1", "decoder=3", "position_grid=3", "position_grid=[1,2]"]
+NOTHING += ["frames=four", "size=[1]", "mean=0.5", "std=[a,b,c]", "sampling=often"]
+
+
+@pytest.mark.parametrize("option", NOTHING)
 def test_options_that_are_nothing_are_one_line(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(original(), tmp_path / "file.pth")
-    assert main(["weights", "convert", str(tmp_path / "file.pth"), str(tmp_path / "out"), "--options", option]) == 2
+    flag = "--clip" if option.partition("=")[0] in ClipSpec.__dataclass_fields__ else "--options"
+    assert main(["weights", "convert", str(tmp_path / "file.pth"), str(tmp_path / "out"), flag, option]) == 2
     said = capsys.readouterr().err
     assert said.count("error: ") == 1 and "Traceback" not in said
     assert not (tmp_path / "out").exists()

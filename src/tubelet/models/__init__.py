@@ -43,8 +43,14 @@ def build(name: str, spec: ClipSpec, class_names: Sequence[str] = (), **options:
         wanted = types[find.choose(option, takes, f"option of {name}")].annotation
         if wanted in TYPES and (not isinstance(value, TYPES[wanted]) or (isinstance(value, bool) and wanted is not bool)):
             raise ConfigError(f"{option} of {name} is {value!r}: it must be {WORDS[wanted]}")
+        if option == "position_grid" and value is not None and [type(one) for one in _listed(value)] != [int] * 3:
+            raise ConfigError(f"position_grid of {name} is {value!r}: it must be [slots, rows, columns] of tokens")
     model: Model = variants()[name].build(name, spec, class_names, **options)
     return model
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [None]
 
 
 def options_of(name: str) -> list[str]:

@@ -83,8 +83,8 @@ def weights(modules: Table) -> dict[str, str | tuple[str, ...]]: ...
 def weights(modules: Table) -> Any:
     """A table of modules as one of their weights and biases."""
     table: dict[str, str | tuple[str, ...]] = {}
-    for part in ("weight", "bias"):
-        for ours, theirs in modules.items():
+    for ours, theirs in modules.items():
+        for part in ("weight", "bias"):
             names = tuple(f"{name}.{part}" for name in _theirs(theirs))
             table[f"{ours}.{part}"] = names[0] if isinstance(theirs, str) else names
     return table

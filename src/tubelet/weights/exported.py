@@ -56,7 +56,7 @@ class Exported(Model):
         return []
 
 
-def open_folder(folder: Path, device: torch.device | str = "cpu") -> Exported:
+def open_folder(folder: Path) -> Exported:
     """The graph in an exported folder; CheckpointError for a damaged one, MissingExtraError without what runs it."""
     try:
         description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -68,8 +68,6 @@ def open_folder(folder: Path, device: torch.device | str = "cpu") -> Exported:
         ) from error
     if not (folder / FILES[to]).exists():
         raise CheckpointError(f"{folder} has no {FILES[to]}, which its config.json names: export the model again")
-    if torch.device(device).type != "cpu":
-        raise ConfigError(f"an exported graph runs on the CPU here, not on {device}: use --device cpu")
     try:
         return Exported(description, open_graph(folder, to), folder).eval()
     except (MissingExtraError, CheckpointError):

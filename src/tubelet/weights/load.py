@@ -149,7 +149,9 @@ def _load_folder(folder: Path, device: torch.device | str) -> Model:
     if "exported" in description:
         from tubelet.weights.exported import open_folder
 
-        return open_folder(folder, device)
+        if torch.device(device).type != "cpu":
+            _say(f"{folder} is an exported graph: it runs on the CPU")
+        return open_folder(folder)
     model = rebuild(description, folder / "config.json")
     state, _ = read_tensors(folder / "model.safetensors")
     fill(model, state, folder)
