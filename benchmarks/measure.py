@@ -31,7 +31,7 @@ import torch
 from tubelet.video.guard import end_idle
 from tubelet.video.write import write_video
 
-PACKAGES = ("torch", "transformers", "av", "pillow", "torchcodec", "opencv-python-headless")
+PACKAGES = ("torch", "transformers", "av", "pillow", "torchcodec", "opencv-python-headless", "onnxruntime", "openvino")
 Made = TypeVar("Made")
 Row = dict[str, Any]
 

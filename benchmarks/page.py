@@ -48,7 +48,11 @@ SECTIONS = {
         "One step of fine-tuning",
         "From uint8 clips to updated weights, beside transformers (sdpa, fused AdamW) on equal weights.",
     ),
-    "infer": ("Inference", "From uint8 clips to logits, beside transformers (sdpa) on equal weights."),
+    "infer": (
+        "Inference",
+        "From uint8 clips to logits, beside transformers (sdpa) on equal weights; and the graphs that `tubelet export` makes of "
+        "our model beside the model in PyTorch itself: above 1 the graph is faster.",
+    ),
     "families": (
         "Every family",
         "From uint8 clips to logits, and to updated weights (AdamW), in clips per second of processor time on one core; beside "

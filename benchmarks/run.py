@@ -28,7 +28,7 @@ BENCHMARKS = {
         f"--steps pretraining 'dual masking' {TINY}",
     ),
     "finetune": ("step.py", f"--steps finetuning {BOTH} --rounds 5", f"--steps finetuning {TINY}"),
-    "infer": ("step.py", f"--steps inference {BOTH}", f"--steps inference {TINY}"),
+    "infer": ("step.py", f"--steps inference exported {BOTH}", f"--steps inference exported {TINY}"),
     "families": ("families.py", "", "--quick --rounds 1 --batch 1"),
     "serve": ("serve.py", "", "--quick"),
     "e2e": ("e2e.py", "", "--quick"),

@@ -11,6 +11,9 @@ transformers  its model with attn_implementation="sdpa" and torch's fused AdamW
 recipe        a stand-in for original research code, which cannot be installed: transformers' model with "eager" attention
               and AdamW without fusing, one tensor after the other, always in float32
 
+`exported` is eager PyTorch beside the graphs that `tubelet export` makes of the same model (the first size, one clip at a time, in
+float32), with log-probabilities as their outcome; here "ours" is the graph.
+
 `dual masking` is our own pretraining step with VideoMAE V2's running cell beside the one without it: other mathematics, so no
 difference is given. Otherwise equal mathematics is checked first: the losses or logits of all must agree ("difference", the
 largest relative one). Memory is the most that a process of its own holds during two steps, above what it held after importing.
@@ -19,6 +22,7 @@ largest relative one). Memory is the most that a process of its own holds during
 import argparse
 import itertools
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -33,9 +37,18 @@ from tubelet import ClipSpec, masking, models
 from tubelet.models import videomae
 from tubelet.objectives import masked
 from tubelet.video.normalize import normalize
+from tubelet.weights.export import export
+from tubelet.weights.load import load_model
 
 CLASSES = 400
 PEER = ("transformers.models.videomae.modeling_videomae", "pip install 'tubelet[hf]'")
+# what is exported -> (format, in 8 bits, the package that runs it and how it is installed)
+ENGINES = {
+    "torch.export": ("torch", False, ("torch", "")),
+    "onnxruntime": ("onnx", False, ("onnxruntime", "pip install 'tubelet[export]'")),
+    "onnxruntime int8": ("onnx", True, ("onnxruntime", "pip install 'tubelet[export]'")),
+    "openvino": ("openvino", False, ("openvino", "pip install 'tubelet[openvino]'")),
+}
 Step = Callable[[], Tensor]
 Case = tuple[str, str, ClipSpec, int, torch.device, str]  # kind, size, clips, batch, device, precision
 Way = Callable[[], Step]  # makes a model and gives its step
@@ -45,11 +58,14 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
     device, spec = torch.device(options.device), ClipSpec(frames=options.frames, size=options.pixels)
-    cases = list(itertools.product(options.steps, options.sizes, [spec], options.batch, [device], options.precision))
+    kinds = [kind for kind in options.steps if kind != "exported"]
+    cases = list(itertools.product(kinds, options.sizes, [spec], options.batch, [device], options.precision))
     measure.missing(*PEER)  # imported first: it is no part of a step's memory
     # Before this process computes anything: a copy would use again what was freed, and seem to need less.
     memory = {case: peak_memory(case) for case in cases if options.memory and device.type == "cpu"}
     rows = [row for case in cases for row in compare(case, options.rounds, memory.get(case, {}))]
+    if "exported" in options.steps:
+        rows += exported(options.sizes[0], spec, options.rounds)
     measure.write(options.json, ", ".join(options.steps), rows)
 
 
@@ -81,6 +97,42 @@ def compare(case: Case, rounds: int, memory: dict[str, float]) -> list[measure.R
         if kind != "dual masking":
             row["difference"] = f"{apart(first['ours'], first[name]):.0e}"
         rows.append(row)
+    return rows
+
+
+def exported(size: str, spec: ClipSpec, rounds: int) -> list[measure.Row]:
+    """One row for each engine, beside eager PyTorch on the CPU."""
+    device = torch.device("cpu")
+    model, frames = classifier(size, spec, device).eval(), clips(spec, 1, device)
+    logits: dict[str, Step] = {"eager": lambda: model(frames)["logits"]}
+    notes = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (to, int8, needs) in ENGINES.items():
+            notes[name] = measure.missing(*needs)
+            if not notes[name]:
+                export(model, f"{folder}/{name}", to, int8, clips=[frames[0]])
+                graph = load_model(f"{folder}/{name}")
+                logits[name] = lambda graph=graph: graph(frames)["logits"]
+        steps = {name: answering(lambda of=of: of().log_softmax(-1), device, "fp32") for name, of in logits.items()}
+        first = {name: step() for name, step in steps.items()}
+        seconds = measure.interleaved(steps, rounds, partial(clock, device))
+    rows: list[measure.Row] = []
+    for name, (_, int8, _) in ENGINES.items():
+        rows.append({
+            "step": "exported", "model": f"{size} {spec.frames}x{spec.size}", "clips": "batch 1",
+            "precision": "int8" if int8 else "fp32", "beside": f"PyTorch, graph by {name.split()[0]}",
+        })  # fmt: skip
+        if notes[name]:
+            rows[-1]["note"] = notes[name]
+            continue
+        faster = measure.ratios(seconds["eager"], seconds[name])
+        rows[-1] |= {
+            "ours, ms": 1000 * statistics.median(seconds[name]),
+            "other, ms": 1000 * statistics.median(seconds["eager"]),
+            "ratio": statistics.median(faster),
+            "range": measure.spread(faster),
+            "difference": f"{apart(first[name], first['eager']):.0e}",
+        }
     return rows
 
 
@@ -301,7 +353,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--sizes", nargs="+", default=["small"], choices=["tiny", "small", "base", "large", "huge"])
-    parser.add_argument("--steps", nargs="+", default=list(KINDS), choices=list(KINDS))
+    parser.add_argument("--steps", nargs="+", default=list(KINDS), choices=[*KINDS, "exported"])
     parser.add_argument("--batch", nargs="+", type=int, default=[1], help="clips per step")
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--pixels", type=int, default=224)

@@ -4,13 +4,13 @@ T frames, C colours, H height, W width.
 """
 
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 import torch
 from torch import Tensor
 
 from tubelet.errors import ConfigError
-from tubelet.find import did_you_mean
+from tubelet.find import choose
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -146,12 +146,22 @@ class ClipSpec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ClipSpec":
-        known = [f.name for f in fields(cls)]
-        for name in values:
-            if name not in known:
-                raise ConfigError(f"unknown clip setting {name!r}{did_you_mean(name, known)} (known: {', '.join(known)})")
-        tuples: dict[str, Any] = {name: tuple(values[name]) for name in ("mean", "std") if name in values}
-        return cls(**{**values, **tuples})
+        """The ClipSpec of these settings, the others as usual; ConfigError naming the nearest of an unknown setting or word, and
+        for what is no number."""
+        types = {f.name: f.type for f in fields(cls)}
+        made: dict[str, Any] = {}
+        for name, value in values.items():
+            kind = types[choose(name, types, "clip setting")]
+            if kind is int and (not isinstance(value, int) or isinstance(value, bool)):
+                raise ConfigError(f"clip.{name} is {value!r}: it must be a whole number")
+            if get_origin(kind) is Literal:
+                choose(str(value), get_args(kind), f"clip.{name}")
+            if get_origin(kind) is tuple:
+                if not isinstance(value, list | tuple) or [isinstance(one, int | float) for one in value] != [True] * 3:
+                    raise ConfigError(f"clip.{name} is {value!r}: it must be three numbers, such as [0.5, 0.5, 0.5]")
+                value = tuple(value)
+            made[name] = value
+        return cls(**made)
 
 
 @dataclass

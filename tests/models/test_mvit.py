@@ -159,5 +159,5 @@ def test_torchvision_round_trip_is_bit_identical() -> None:
     back = mvit.from_torchvision(theirs)
     assert back.keys() == state.keys() and all(torch.equal(back[key], state[key]) for key in state)
     del theirs["blocks.0.attn.rel_pos_w"]
-    with pytest.raises(CheckpointError, match=r"missing blocks.0.attn.rel_pos_w; left over extra$"):
+    with pytest.raises(CheckpointError, match=r"left over extra; missing blocks.0.attn.rel_pos_w$"):
         mvit.from_torchvision({**theirs, "extra": torch.ones(1)})

@@ -1,7 +1,11 @@
 """Exported graphs beside the models they came from, through the runtimes that deploy them."""
 
 import importlib.util
+import io
 import json
+import os
+import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +32,14 @@ KINDS = [
     pytest.param(to, marks=pytest.mark.skipif(importlib.util.find_spec(needs) is None, reason=f"{needs} is not installed"))
     for to, needs in NEEDS.items()
 ]
+
+
+class Hostile:
+    def __init__(self, trap: Path) -> None:
+        self.trap = trap
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.system, (f"touch {self.trap}",)
 
 
 def model(classes: tuple[str, ...] = ("a", "b", "c")) -> Model:
@@ -109,7 +121,74 @@ def test_the_command(motion_folder: Path, tmp_path: Path, capsys: pytest.Capture
     assert classes[0] in capsys.readouterr().out
     (tmp_path / "out" / "model.pt2").write_bytes(b"damaged")
     assert main(["predict", str(tmp_path / "out"), str(video)]) == 2
-    assert "model.pt2 cannot be opened" in capsys.readouterr().err
+    assert "model.pt2 cannot be opened, it may be damaged: export the model again" in capsys.readouterr().err
+    for words in (["weights", "inspect"], ["export"], ["weights", "convert"]):
+        out = [] if words[-1] == "inspect" else [str(tmp_path / "again")]
+        assert main([*words, str(tmp_path / "out"), *out]) == 2
+        assert "is an exported graph, which only answers" in capsys.readouterr().err
+
+
+def test_a_graph_that_would_run_code_is_refused_unread(tmp_path: Path) -> None:
+    """Every place where torch unpickles or evaluates what it finds in such a file."""
+    export(model(), tmp_path / "whole", "torch")
+    trap, file = tmp_path / "trap", tmp_path / "whole" / "model.pt2"
+    whole = file.read_bytes()
+    with zipfile.ZipFile(file) as archive:
+        graph = archive.read("model/models/model.json")
+        weights = archive.read("model/data/weights/model_weights_config.json")
+    assert b"stack_trace" not in graph
+    bomb = io.BytesIO()
+    torch.save({"x": Hostile(trap)}, bomb)
+    code = f"__import__('os').system('touch {trap}')"
+    bad = {
+        "its example is no tensor": {"data/sample_inputs/model.pt": bomb.getvalue()},
+        "model.embed.weight is a pickle": {
+            "data/weights/model_weights_config.json": weights.replace(b'"use_pickle": false', b'"use_pickle": true', 1),
+            "data/weights/weight_0": bomb.getvalue(),
+        },
+        "data/weights/model.pt": {"data/weights/model.pt": bomb.getvalue()},
+        "data/aotinductor/model/x.so": {"data/aotinductor/model/x.so": b"x"},
+        "a size is": {"models/model.json": re.sub(rb"Symbol\('s\d+'[^\"]*", code.encode(), graph)},
+        "lines of Python": {"models/model.json": graph.replace(b'"guards_code": []', f'"guards_code": ["{code}"]'.encode())},
+        "it calls torch.load": {"models/model.json": re.sub(rb"torch\.ops\.aten\.permute\.default", b"torch.load", graph)},
+        "it calls torch.ops.aten.from_file": {
+            "models/model.json": re.sub(rb"torch\.ops\.aten\.permute\.", b"torch.ops.aten.from_file.", graph)
+        },
+    }  # fmt: skip
+    for words, changes in bad.items():
+        with zipfile.ZipFile(io.BytesIO(whole)) as old, zipfile.ZipFile(file, "w") as new:
+            for name in {*old.namelist(), *(f"model/{change}" for change in changes)}:
+                new.writestr(name, changes.get(name.removeprefix("model/")) or old.read(name))
+        with pytest.raises(CheckpointError, match="model.pt2 holds more than a graph") as error:
+            load_model(tmp_path / "whole")
+        assert words in str(error.value) and "\n" not in str(error.value)
+    assert not trap.exists()
+    file.write_bytes(whole)
+    assert load_model(tmp_path / "whole").class_names == ("a", "b", "c")
+
+
+def test_a_graph_runs_on_the_cpu_whatever_the_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export(model(), tmp_path / "out", "torch")
+    graph = load_model(tmp_path / "out", "cuda")
+    assert next(graph.parameters()).device.type == "cpu" and "it runs on the CPU" in capsys.readouterr().err
+
+
+def test_damaged_folders_are_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime (extra [export]) is not installed")
+    export(model(), tmp_path / "out", "onnx")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    for change, words in (
+        ({"exported": {"to": "caffe"}}, "describes no exported graph .*'caffe'"), ({"exported": 3}, "describes no exported graph"),
+        ({"clip": {"frame": 4}}, "unknown clip setting 'frame'"), ({"exported": {"to": "torch"}}, "has no model.pt2, which its"),
+    ):  # fmt: skip
+        (tmp_path / "out" / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(CheckpointError, match=words) as error:
+            load_model(tmp_path / "out")
+        assert "\n" not in str(error.value)
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "out" / "model.onnx").write_bytes((tmp_path / "out" / "model.onnx").read_bytes()[:999])
+    with pytest.raises(CheckpointError, match="model.onnx cannot be opened, it may be damaged: export the model again"):
+        load_model(tmp_path / "out")
 
 
 def test_what_cannot_be_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,6 +156,30 @@ def test_bad_files_get_one_line_and_nothing_is_written(name: str, tmp_path: Path
     assert not (tmp_path / "out").exists() and not (tmp_path / "trap").exists()
 
 
+def test_the_decoder_is_left_behind_where_the_caller_says_so(tmp_path: Path) -> None:
+    torch.save(original(()), tmp_path / "file.pth")
+    whole, _ = foreign.read(tmp_path / "file.pth", foreign.Given(clip=CLIP))
+    encoder, account = foreign.read(tmp_path / "file.pth", foreign.Given(clip=CLIP, options={"decoder": False}))
+    left = [key for key in whole.state_dict() if key.startswith("decoder.")]
+    assert f"left behind, as asked: the decoder ({len(left)} weights)" in account.notes
+    assert encoder.state_dict().keys() == whole.state_dict().keys() - set(left)
+    assert all(torch.equal(value, whole.state_dict()[key]) for key, value in encoder.state_dict().items())
+
+
+NOTHING = ["heads=many", "width=1.5", "patch=0", "tubelet=-1", "decoder=3", "position_grid=3", "position_grid=[1,2]"]
+NOTHING += ["frames=four", "size=[1]", "mean=0.5", "std=[a,b,c]", "sampling=often"]
+
+
+@pytest.mark.parametrize("option", NOTHING)
+def test_options_that_are_nothing_are_one_line(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(original(), tmp_path / "file.pth")
+    flag = "--clip" if option.partition("=")[0] in ClipSpec.__dataclass_fields__ else "--options"
+    assert main(["weights", "convert", str(tmp_path / "file.pth"), str(tmp_path / "out"), flag, option]) == 2
+    said = capsys.readouterr().err
+    assert said.count("error: ") == 1 and "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_nearest_name_is_offered(tmp_path: Path) -> None:
     state = original()
     state["blocks.1.norm2.weights"] = state.pop("blocks.1.norm2.weight")
@@ -287,6 +311,9 @@ def test_a_hub_id_comes_from_the_cache_with_its_revision(
     for hub_id in ("someone/videomae", f"someone/videomae@{revision}"):
         loaded = load_model(hub_id)
         assert loaded.class_names == ("b", "a") and f"{hub_id}: revision {revision}" in capsys.readouterr().err
+    assert main(["weights", "convert", "someone/videomae", str(tmp_path / "ours")]) == 0
+    kept = json.loads((tmp_path / "ours" / "config.json").read_text())["trained"]
+    assert kept["converted_from"] == "someone/videomae" and kept["revision"] == revision and len(kept["sha256"]) == 64
     for missing in ("someone/else", "someone/videomae@v2"):
         with pytest.raises(CheckpointError, match=f"no model at {missing}: .*the hub cannot be reached"):
             load_model(missing)

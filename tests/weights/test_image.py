@@ -55,6 +55,21 @@ def timm(extra: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
     return {name: torch.randn(shape) * 0.3 for name, shape in shapes.items()} | (extra or {})
 
 
+def as_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of transformers' ViT, as it has them in memory, under timm's names; written here independently of our maps."""
+    out = {"cls_token": state["embeddings.cls_token"], "pos_embed": state["embeddings.position_embeddings"]}
+    for part in ("weight", "bias"):
+        out[f"patch_embed.proj.{part}"] = state[f"embeddings.patch_embeddings.projection.{part}"]
+        out[f"norm.{part}"] = state[f"layernorm.{part}"]
+        for i in range(2):
+            ours, theirs = f"blocks.{i}.", f"layers.{i}."
+            out[f"{ours}attn.qkv.{part}"] = torch.cat([state[f"{theirs}attention.{x}_proj.{part}"] for x in "qkv"])
+            names = {"attn.proj": "attention.o_proj", "norm1": "layernorm_before", "norm2": "layernorm_after", "mlp.fc1": "mlp.fc1",
+                     "mlp.fc2": "mlp.fc2"}  # fmt: skip
+            out |= {f"{ours}{a}.{part}": state[f"{theirs}{b}.{part}"] for a, b in names.items()}
+    return out
+
+
 def saved(state: dict[str, Tensor], folder: Path, config: dict[str, object] | None = None) -> Path:
     folder.mkdir(exist_ok=True)
     save_file({key: value.contiguous().clone() for key, value in state.items()}, folder / "model.safetensors")
@@ -126,6 +141,17 @@ def openai(theirs: nn.Module) -> dict[str, Tensor]:
                      "mlp.c_proj": "mlp.fc2"}  # fmt: skip
             out |= {f"{ours}{a}.{part}": state[f"{block}{b}.{part}"] for a, b in names.items()}
     return {key: value.half() for key, value in out.items()}
+
+
+def test_timesformer_of_one_frame_is_the_vit_under_timm_s_names(tmp_path: Path) -> None:
+    theirs = vit()
+    path = saved(as_timm(theirs.state_dict()), tmp_path / "vit")
+    ours, account = image.begin(path, "timesformer_base", dict(frames=1, size=32), options=OPTIONS)
+    assert account["layout"] == "timm" and not account["left_behind"]
+    frames = pictures()
+    with torch.no_grad():
+        wanted = theirs(values(ours, frames)).last_hidden_state
+        torch.testing.assert_close(ours(frames)["tokens"], wanted[:, 1:], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("layout", ["tower", "vision_model", "openai"])

@@ -1,6 +1,7 @@
 """Every layout of every family: written, recognised, read again bit for bit, and against transformers' own folders."""
 
 import json
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,10 @@ CASES = [
     *(Case("videomae_base", layout, classes, tell) for classes in ((), NAMES)
       for layout, tell in (("original", HEADS | ({} if classes else {"decoder_heads": 2})), ("huggingface", {}))),
     *(Case(name, layout, classes, tell) for classes in ((), NAMES)
-      for layout, tell in (("original", HEADS), ("huggingface", {})) for name in ("timesformer_base", "timesformer_base_joint")),
-    *(Case("timesformer_base_space", "huggingface", classes) for classes in ((), NAMES)),
+      for layout, tell in (("original", HEADS), ("huggingface", {}))
+      for name in ("timesformer_base", "timesformer_base_joint")),
+    *(Case("timesformer_base_space", layout, classes, tell) for classes in ((), NAMES)
+      for layout, tell in (("original", HEADS | {"attention": "space"}), ("huggingface", {}))),
     *(Case("vivit_base", "huggingface", classes) for classes in ((), NAMES)),
     *(Case("vjepa2_large", "huggingface", classes) for classes in ((), NAMES)),
     Case("vjepa2_large", "original", (), HEADS),
@@ -85,13 +88,15 @@ def answer(model: Model, frames: Tensor) -> Tensor:
 
 def test_no_layout_is_left_out() -> None:
     assert {(family_of(case.variant), case.layout) for case in CASES} == set(layouts.known())
+    page = (Path(__file__).parents[2] / "docs" / "weights.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \| `(\w+)` \|.*\d+ of \d+", page, re.MULTILINE)) == set(layouts.known())
 
 
 @every
 def test_there_and_back_through_files(case: Case, tmp_path: Path) -> None:
     made, path = case.model(), case.write(tmp_path)
     source = files.read(path)
-    assert layouts.recognise(source.tensors, path) == (family_of(case.variant), case.layout)
+    assert layouts.recognise(source.tensors, path, source.config | case.tell) == (family_of(case.variant), case.layout)
     row = inspect(path, case.given)
     assert row["loads"], row["problem"]
     assert (row["name"], row["family"], row["layout"]) == (case.variant, family_of(case.variant), case.layout)
@@ -237,18 +242,51 @@ def test_what_config_json_says_and_we_have_not_is_refused(tmp_path: Path) -> Non
         load_model(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["divided", "joint", "space"])
+def test_timesformers_of_the_original_are_transformers_too(kind: str, tmp_path: Path) -> None:
+    """Three attentions, of one set of names and two smaller ones; how clips were cut stands in the file."""
+    pytest.importorskip("transformers", reason="transformers (extra [hf]) is not installed")
+    variant = "timesformer_base" + ("" if kind == "divided" else f"_{kind}")
+    made = Case(variant, "original").model()
+    made.spec = replace(made.spec, stride_frames=16, mean=(0.4, 0.5, 0.6))
+    convert(made, tmp_path / "file.pth", "original")
+    keys = torch.load(tmp_path / "file.pth", weights_only=True)["model_state"]
+    assert ("model.time_embed" in keys, "model.blocks.0.temporal_fc.weight" in keys) == (kind != "space", kind == "divided")
+    read, account = foreign.read(tmp_path / "file.pth", foreign.Given(options=HEADS))
+    assert (read.name, read.spec, read.options["attention"]) == (variant, made.spec, kind)
+    assert account.found.inferred["stride_frames"] == "SAMPLING_RATE in the configuration of its run"
+    proof = convert(read, tmp_path / "hf", "huggingface")
+    assert proof.difference is not None and proof.difference < 1e-5
+    convert(load_model(tmp_path / "hf"), tmp_path / "again.pth", "original")
+    again = torch.load(tmp_path / "again.pth", weights_only=True)["model_state"]
+    assert keys.keys() == again.keys() and all(torch.equal(keys[key], again[key]) for key in keys)
+
+
+def test_space_only_attention_without_its_run_is_what_the_caller_says(tmp_path: Path) -> None:
+    made = Case("timesformer_base_space", "original").model()
+    convert(made, tmp_path / "file.pth", "original")
+    held = torch.load(tmp_path / "file.pth", weights_only=True)
+    for cfg in (None, "MODEL: {ARCH: vit}", "no: [yaml"):
+        torch.save({"model_state": held["model_state"]} | ({"cfg": cfg} if cfg else {}), tmp_path / "bare.pth")
+        with pytest.raises(CheckpointError, match=r"is an image model \(ViT, timm layout\), .* `tubelet weights begin`"):
+            load_model(tmp_path / "bare.pth")
+        clip = {"frames": 4, "mean": SPEC.mean, "std": SPEC.std}
+        given = foreign.Given(clip=clip, options=HEADS | {"attention": "space"})
+        read, _ = foreign.read(tmp_path / "bare.pth", given)
+        assert torch.equal(answer(read, clips(SPEC)), answer(made, clips(SPEC)))
+
+
 def test_an_image_vit_is_not_taken_for_a_video_model(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="transformers (extra [hf]) is not installed")
     sizes = dict(hidden_size=48, num_hidden_layers=1, num_attention_heads=4, intermediate_size=96)
     transformers.ViTModel(transformers.ViTConfig(**sizes, image_size=32, patch_size=8)).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"projection.weight is \(48, 3, 8, 8\), wanted 5 dimensions"):
+    with pytest.raises(CheckpointError, match=r"is an image model \(ViT, huggingface layout\), no video model: begin one"):
         load_model(tmp_path)
 
 
 def test_heads_that_a_layout_has_no_place_for(tmp_path: Path) -> None:
     for variant, layout, words in (
         ("raft_small", "torchvision", "has no head"), ("vjepa2_large", "original", "has a pooler and a head"),
-        ("timesformer_base_space", "original", "nothing tells it from an image ViT"),
         ("vivit_base_factorised_encoder", "huggingface", "left over temporal_cls_token"),
     ):  # fmt: skip
         with pytest.raises(CheckpointError, match=words):

@@ -42,8 +42,9 @@ def command(
     from tubelet import datasets
     from tubelet.loading import each_view
     from tubelet.weights.export import export
-    from tubelet.weights.load import load_model
+    from tubelet.weights.load import load_model, refuse_graph
 
+    refuse_graph(model)
     network = load_model(model)
     clips, labels = [], []
     if check:

@@ -1,5 +1,6 @@
 """`tubelet weights`: what a checkpoint is, moving it to another layout, and video models that begin from image models."""
 
+from pathlib import Path
 from typing import Literal
 
 from tubelet.cli._print import emit_json, note, table
@@ -113,17 +114,19 @@ def _convert(source: str, out: str, to: str, given: "foreign.Given", json: bool)
     from tubelet.weights import foreign
     from tubelet.weights.convert import convert, prove
     from tubelet.weights.files import sha256
-    from tubelet.weights.load import is_model, load_model, located
+    from tubelet.weights.load import is_model, load_model, located, refuse_graph
 
     origin: dict[str, object] = {}
     place = located(source)
+    refuse_graph(place)
     if is_model(place):
         model, before = load_model(source), None
     else:
         model, account = foreign.read(place, given)
         note(f"assumed: {account.assumptions()}")
         origin = {"converted_from": source, "layout": account.layout, "sha256": sha256(account.files)}
-        before = prove(model, account.family, account.layout, place)
+        origin |= {} if Path(source).exists() else {"revision": place.name}
+        before = prove(model, account, place)
     after = convert(model, out, to, origin)
     proofs = {"source": before, out: after}
     if json:

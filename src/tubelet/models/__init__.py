@@ -20,6 +20,8 @@ from tubelet.errors import ConfigError
 from tubelet.models._model import Model
 from tubelet.records import ClipSpec
 
+TYPES: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), bool: (bool,), str: (str,)}  # what options may be
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
 CLASSES_OF_THE_TABLE = 400  # Kinetics-400, as the papers print their sizes
 
 
@@ -32,13 +34,23 @@ def variants() -> dict[str, ModuleType]:
 def build(name: str, spec: ClipSpec, class_names: Sequence[str] = (), **options: Any) -> Model:
     """A freshly initialised model of a variant (torch's global generator decides the values).
 
-    Raises ConfigError for an unknown variant or option, naming the nearest, and for clips the model cannot take.
+    Raises ConfigError for an unknown variant or option, naming the nearest, for a value of another type than the option's, and for
+    clips the model cannot take.
     """
     takes = options_of(name)
-    for option in options:
-        find.choose(option, takes, f"option of {name}")
+    types = inspect.signature(type_of(variants()[name]).__init__).parameters
+    for option, value in options.items():
+        wanted = types[find.choose(option, takes, f"option of {name}")].annotation
+        if wanted in TYPES and (not isinstance(value, TYPES[wanted]) or (isinstance(value, bool) and wanted is not bool)):
+            raise ConfigError(f"{option} of {name} is {value!r}: it must be {WORDS[wanted]}")
+        if option == "position_grid" and value is not None and [type(one) for one in _listed(value)] != [int] * 3:
+            raise ConfigError(f"position_grid of {name} is {value!r}: it must be [slots, rows, columns] of tokens")
     model: Model = variants()[name].build(name, spec, class_names, **options)
     return model
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [None]
 
 
 def options_of(name: str) -> list[str]:

@@ -1,13 +1,14 @@
 """Weights under other names. A family states once which of ours is which of theirs; every key is accounted for, or CheckpointError
 names all that are not.
 
-A Table is {our name: their names}: one name, or those of several weights that ours holds one after another along dimension 0. Both
-directions follow from it. `rename` takes one name for one, of which some may be missing.
+A Table is {our name: their name, or their names of several weights that ours holds one after another along dimension 0}. Both
+directions follow from it.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -15,25 +16,32 @@ from torch import Tensor, nn
 from tubelet.errors import CheckpointError
 from tubelet.models._tokens import Triple, linear_weight, resize_positions
 
-Table = Mapping[str, tuple[str, ...]]
+Table = Mapping[str, str | tuple[str, ...]]
 
 
-def to_ours(state: Mapping[str, Tensor], table: Table, where: str) -> dict[str, Tensor]:
-    """Their state dict under our names. CheckpointError naming every weight that is missing or left over."""
-    _check(state, [name for names in table.values() for name in names], where)
-    return {
-        ours: torch.cat([state[name] for name in theirs]) if len(theirs) > 1 else state[theirs[0]]
-        for ours, theirs in table.items()
-    }
+def to_ours(state: Mapping[str, Tensor], table: Table, optional: Sequence[str] = ()) -> dict[str, Tensor]:
+    """Their state dict under our names. CheckpointError naming every weight that is left over and every one missing.
 
-
-def to_theirs(state: Mapping[str, Tensor], table: Table, where: str) -> dict[str, Tensor]:
-    """Our state dict under their names: the inverse of `to_ours`, with the same errors."""
-    _check(state, table, where)
+    optional: words; the weights that have one of them in our name may be missing, all together.
+    """
+    used = _without(table, optional, lambda ours: any(name in state for name in _theirs(table[ours])))
+    _check(state, [name for ours in used for name in _theirs(table[ours])])
     out: dict[str, Tensor] = {}
-    for ours, theirs in table.items():
-        pieces = [piece.clone() for piece in state[ours].chunk(len(theirs))] if len(theirs) > 1 else [state[ours]]
-        out.update(zip(theirs, pieces, strict=True))
+    for ours in used:
+        pieces = [state[name] for name in _theirs(table[ours])]
+        out[ours] = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+    return out
+
+
+def to_theirs(state: Mapping[str, Tensor], table: Table, optional: Sequence[str] = ()) -> dict[str, Tensor]:
+    """Our state dict under their names: the inverse of `to_ours`, with the same errors."""
+    used = _without(table, optional, lambda ours: ours in state)
+    _check(state, used)
+    out: dict[str, Tensor] = {}
+    for ours in used:
+        names = _theirs(table[ours])
+        pieces = [piece.clone() for piece in state[ours].chunk(len(names))] if len(names) > 1 else [state[ours]]
+        out.update(zip(names, pieces, strict=True))
     return out
 
 
@@ -43,25 +51,23 @@ def count(names: Iterable[str], stem: str) -> int:
     return 1 + max((int(found[1]) for found in numbers if found), default=-1)
 
 
-def _check(state: Iterable[str], wanted: Iterable[str], where: str) -> None:
+def _theirs(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names
+
+
+def _without(table: Table, optional: Sequence[str], there: Callable[[str], bool]) -> list[str]:
+    """Our names in a table, but for those with a word of `optional` of which none is there."""
+    absent = [word for word in optional if not any(there(ours) for ours in table if word in ours)]
+    return [ours for ours in table if not any(word in ours for word in absent)]
+
+
+def _check(state: Iterable[str], wanted: Sequence[str]) -> None:
     has, wants = dict.fromkeys(state), dict.fromkeys(wanted)
-    problems = [f"missing {key}" for key in wants if key not in has] + [f"left over {key}" for key in has if key not in wants]
-    if problems:
-        raise CheckpointError(f"these are not the weights of {where}: {'; '.join(problems)}")
-
-
-def rename(state: Mapping[str, Tensor], names: Mapping[str, str], optional: Sequence[str] = ()) -> dict[str, Tensor]:
-    """`state` with every key exchanged by `names`; CheckpointError naming every key that is left over and every one missing.
-
-    optional: words; the weights that have one of them in their name may be missing, all together.
-    """
-    absent = {key for word in optional if not any(word in key for key in state) for key in names if word in key}
-    left = [key for key in state if key not in names]
+    left = [key for key in has if key not in wants]
     problems = [f"left over {key}" for key in left]
-    problems += [f"missing {key}{nearest(key, left)}" for key in names if key not in state and key not in absent]
+    problems += [f"missing {key}{nearest(key, left)}" for key in wants if key not in has]
     if problems:
         raise CheckpointError(f"{len(problems)} weights do not fit: {'; '.join(problems)}")
-    return {names[key]: value for key, value in state.items()}
 
 
 def nearest(key: str, left: Sequence[str]) -> str:
@@ -70,13 +76,18 @@ def nearest(key: str, left: Sequence[str]) -> str:
     return f" (left over is {near[0]})" if near else ""
 
 
-def weights(modules: Mapping[str, str]) -> dict[str, str]:
-    """Names of modules -> names of their weights and biases."""
-    return {f"{a}.{part}": f"{b}.{part}" for a, b in modules.items() for part in ("weight", "bias")}
-
-
-def inverse(names: Mapping[str, str]) -> dict[str, str]:
-    return {theirs: ours for ours, theirs in names.items()}
+@overload
+def weights(modules: Mapping[str, str]) -> dict[str, str]: ...
+@overload
+def weights(modules: Table) -> dict[str, str | tuple[str, ...]]: ...
+def weights(modules: Table) -> Any:
+    """A table of modules as one of their weights and biases."""
+    table: dict[str, str | tuple[str, ...]] = {}
+    for ours, theirs in modules.items():
+        for part in ("weight", "bias"):
+            names = tuple(f"{name}.{part}" for name in _theirs(theirs))
+            table[f"{ours}.{part}"] = names[0] if isinstance(theirs, str) else names
+    return table
 
 
 VIT_BLOCK = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
@@ -100,10 +111,10 @@ def from_timm(state: Mapping[str, Tensor], blocks: int) -> dict[str, Tensor]:
 
     Raises CheckpointError naming every key that is left over or missing in a ViT of that many blocks with a cls token.
     """
-    modules = {"patch_embed.proj": "embed", "norm_pre": "norm_pre", "norm": "norm", "head": "head"}
-    modules |= {f"blocks.{i}.{name}": f"blocks.{i}.{name}" for i in range(blocks) for name in VIT_BLOCK}
-    names = {"cls_token": "cls_token", "pos_embed": "pos_embed", **weights(modules)}
-    return {key: value for key, value in rename(state, names, ["head.", "norm_pre."]).items() if not key.startswith("head.")}
+    modules = {"embed": "patch_embed.proj", "norm_pre": "norm_pre", "norm": "norm", "head": "head"}
+    modules |= {name: name for i in range(blocks) for name in (f"blocks.{i}.{part}" for part in VIT_BLOCK)}
+    table = {"cls_token": "cls_token", "pos_embed": "pos_embed", **weights(modules)}
+    return {key: value for key, value in to_ours(state, table, ["head.", "norm_pre."]).items() if not key.startswith("head.")}
 
 
 def image_positions(table: Tensor, grid: Triple) -> Tensor:

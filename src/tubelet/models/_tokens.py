@@ -17,6 +17,8 @@ def grid_of(name: str, shape: Sequence[int], tubelet: Triple) -> Triple:
     """Token grid (T slots, rows, columns) of clips of a shape (..., T,C,H,W); ConfigError when model `name` cannot divide them."""
     frames, colours, height, width = shape[-4:]
     t, h, w = tubelet
+    if min(tubelet) < 1:
+        raise ConfigError(f"{name}: its tokens are of {t} frames and {h}x{w} pixels: all must be 1 or more")
     if frames % t or height % h or width % w or colours != 3:
         raise ConfigError(
             f"{name} got clips of {frames} frames of {width}x{height} with {colours} colours; it takes 3 colours, "
@@ -80,6 +82,36 @@ def resize_positions(table: Tensor, trained: Triple, grid: Triple) -> Tensor:
     cube = table.view(*trained, -1).permute(3, 0, 1, 2)[None]
     cube = torch.nn.functional.interpolate(cube, size=grid, mode="trilinear", align_corners=False)
     return cube[0].permute(1, 2, 3, 0).reshape(-1, table.shape[1])
+
+
+def stretching(old: int, new: int) -> Tensor:
+    """float64 (new,old): values at `old` places, linearly interpolated to `new` ones; to fewer it is the pseudo-inverse of the way
+    back, so that there and back changes nothing. A constant stays what it is."""
+    if new < old:
+        return torch.linalg.pinv(stretching(new, old))
+    unit = torch.eye(old, dtype=torch.float64)[None]
+    return torch.nn.functional.interpolate(unit, size=new, mode="linear", align_corners=False)[0].T
+
+
+def resize_kernel(weight: Tensor, trained: Triple, tubelet: Triple) -> Tensor:
+    """The weight of a Linear over tubelets of one size, (D, t*y*x*c), for tubelets of another: what is as long or as large in both
+    gets the same answer. See `weights.resize` for which clips answer alike."""
+    return _resized(
+        weight.mT, tubelet, [torch.linalg.pinv(stretching(*pair)).T for pair in zip(trained, tubelet, strict=True)]
+    ).mT
+
+
+def resize_pixels(weight: Tensor, trained: Triple, tubelet: Triple) -> Tensor:
+    """The weight (t*y*x*c, D) or bias (t*y*x*c,) of a Linear that gives tubelets, for those of another size: what it gave,
+    stretched."""
+    return _resized(weight, tubelet, [stretching(*pair) for pair in zip(trained, tubelet, strict=True)])
+
+
+def _resized(values: Tensor, tubelet: Triple, along: Sequence[Tensor]) -> Tensor:
+    """(t*y*x*c, ...) moved by a matrix (new,old) along t, y and x."""
+    cells = values.double().reshape(*(matrix.shape[1] for matrix in along), 3, -1)
+    cells = torch.einsum("tyxcd,ut,vy,wx->uvwcd", cells, *along)
+    return cells.reshape(tubelet[0] * tubelet[1] * tubelet[2] * 3, *values.shape[1:]).to(values.dtype).contiguous()
 
 
 def conv_weight(linear: Tensor, tubelet: Triple) -> Tensor:

@@ -259,12 +259,12 @@ class MViT(Model):
 
 def to_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our state dict in the key layout of torchvision's mvit_v2_s."""
-    return to_theirs(state, _torchvision(_projected(state), "head.weight" in state), "MViTv2")
+    return to_theirs(state, _torchvision(_projected(state), "head.weight" in state))
 
 
 def from_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A state dict of torchvision's mvit_v2_s in ours. CheckpointError naming every weight that is missing or left over."""
-    return to_ours(state, _torchvision(_projected(state), "head.1.weight" in state), "torchvision's MViTv2")
+    return to_ours(state, _torchvision(_projected(state), "head.1.weight" in state))
 
 
 _BLOCK = {"norm1": "norm1", "attn.qkv": "attn.qkv", "attn.proj": "attn.project.0", "norm2": "norm2"}
@@ -285,4 +285,4 @@ def _torchvision(projected: Sequence[bool], classifier: bool) -> Table:
         names |= {f"blocks.{i}.attn.pool_{x}.conv.weight": f"blocks.{i}.attn.pool_{x}.pool.weight" for x in "qkv"}
         names |= {f"blocks.{i}.attn.rel_{x}": f"blocks.{i}.attn.rel_pos_{x}" for x in "thw"}
     names |= {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in stems.items() for kind in ("weight", "bias")}
-    return {ours: (theirs,) for ours, theirs in names.items()}
+    return names

@@ -256,7 +256,7 @@ def to_torchvision(state: dict[str, Tensor], tubelet: Triple, window: Triple = (
     """Our state dict in the key layout of torchvision's swin3d models, with the index of offsets that they store."""
     state = {**state, "embed.weight": conv_weight(state["embed.weight"], tubelet)}
     blocks = [count(state, f"stages.{stage}.") for stage in range(count(state, "stages."))]
-    out = to_theirs(state, _torchvision(blocks, "head.weight" in state), "Video Swin")
+    out = to_theirs(state, _torchvision(blocks, "head.weight" in state))
     tables = [key for key in out if key.endswith(_BIAS)]
     return out | {key.removesuffix(_BIAS) + _INDEX: offset_index(window, window) for key in tables}
 
@@ -265,7 +265,7 @@ def from_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A state dict of torchvision's swin3d models in ours. CheckpointError naming every weight missing or left over."""
     state = {key: value for key, value in state.items() if not key.endswith(_INDEX)}
     blocks = [count(state, f"features.{2 * stage}.") for stage in range((count(state, "features.") + 1) // 2)]
-    out = to_ours(state, _torchvision(blocks, "head.weight" in state), "torchvision's Video Swin")
+    out = to_ours(state, _torchvision(blocks, "head.weight" in state))
     return {**out, "embed.weight": linear_weight(out["embed.weight"])}
 
 
@@ -292,4 +292,4 @@ def _torchvision(blocks: Sequence[int], classifier: bool) -> Table:
         if stage > 0:
             for part in ("norm.weight", "norm.bias", "reduction.weight"):
                 names[f"merges.{stage - 1}.{part}"] = f"features.{2 * stage - 1}.{part}"
-    return {ours: (theirs,) for ours, theirs in names.items()}
+    return names

@@ -189,7 +189,7 @@ _HUGGINGFACE_BLOCK = {
     "temporal_norm1": "temporal_layernorm", "temporal_attn.qkv": "temporal_attention.attention.qkv",
     "temporal_attn.proj": "temporal_attention.output.dense", "temporal_fc": "temporal_dense",
 }  # fmt: skip
-_OPTIONAL = ("temporal_", "time_embed", "head.", "classifier.")  # by attention, and without classes
+_OPTIONAL = ("temporal_", "time_embed", "head.")  # by attention, and without classes
 
 
 def _original(depth: int) -> dict[str, str]:
@@ -231,14 +231,14 @@ def from_huggingface(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _to(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
-    out = _keys.rename(state, names, _OPTIONAL)
+    out = _keys.to_theirs(state, names, _OPTIONAL)
     values = out[names["embed.weight"]]
     patch = round((values.shape[1] // 3) ** 0.5)
     return {**out, names["embed.weight"]: conv_weight(values, (1, patch, patch)).squeeze(2)}
 
 
 def _from(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
-    out = _keys.rename(state, _keys.inverse(names), _OPTIONAL)
+    out = _keys.to_ours(state, names, _OPTIONAL)
     return {**out, "embed.weight": linear_weight(out["embed.weight"].unsqueeze(2))}
 
 

@@ -257,29 +257,24 @@ def _with_cls(token: Tensor, positions: Tensor, x: Tensor) -> Tensor:
 # transformers has model 1 only.
 
 
-def _huggingface(depth: int, stem: str, block: Sequence[str]) -> dict[str, str]:
-    """Our names (with qkv in three) -> transformers'."""
+def _huggingface(depth: int, stem: str, block: Sequence[str]) -> _keys.Table:
+    """Our names -> transformers', which have qkv in three."""
     embeddings = "vivit.embeddings."
-    modules = {"embed": embeddings + "patch_embeddings.projection", "norm": "vivit.layernorm", "head": "classifier"}
+    theirs = dict(zip(_keys.SPLIT_BLOCK, block, strict=True))
+    modules: dict[str, str | tuple[str, ...]] = {"embed": embeddings + "patch_embeddings.projection"}
+    modules |= {"norm": "vivit.layernorm", "head": "classifier"}
     for i in range(depth):
-        modules |= {f"blocks.{i}.{ours}": f"{stem}{i}.{theirs}" for ours, theirs in zip(_keys.SPLIT_BLOCK, block, strict=True)}
+        modules |= {f"blocks.{i}.{ours}": f"{stem}{i}.{theirs[ours]}" for ours in theirs if ours not in _keys.QKV}
+        modules[f"blocks.{i}.attn.qkv"] = tuple(f"{stem}{i}.{theirs[one]}" for one in _keys.QKV)
     tables = {"cls_token": embeddings + "cls_token", "pos_embed": embeddings + "position_embeddings"}
-    return tables | _keys.weights(modules)
+    return {**tables, **_keys.weights(modules)}
 
 
 def to_huggingface(state: Mapping[str, Tensor], tubelet: Triple) -> dict[str, Tensor]:
     """Model 1's state dict in the key layout of transformers' Vivit files. CheckpointError for those of models 2 to 4."""
-    depth = _keys.count(state, "blocks.")
-    split: dict[str, Tensor] = {}
-    for key, value in state.items():
-        if ".attn.qkv." in key:
-            pieces = zip(_keys.QKV, value.chunk(3), strict=True)
-            split |= {key.replace("attn.qkv", part): piece.clone() for part, piece in pieces}
-        else:
-            split[key] = value
-    names = _huggingface(depth, "vivit.encoder.layer.", _keys.ON_DISK)
-    out = _keys.rename(split, names, ["head."])
-    return {**out, names["embed.weight"]: conv_weight(out[names["embed.weight"]], tubelet)}
+    state = {**state, "embed.weight": conv_weight(state["embed.weight"], tubelet)}
+    table = _huggingface(_keys.count(state, "blocks."), "vivit.encoder.layer.", _keys.ON_DISK)
+    return _keys.to_theirs(state, table, ["head."])
 
 
 def from_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -290,12 +285,7 @@ def from_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     stem, block = "vivit.encoder.layer.", _keys.ON_DISK
     if not any(key.startswith(stem) for key in state):
         stem, block = "vivit.layers.", _keys.IN_MEMORY
-    depth = _keys.count(state, stem)
-    out = _keys.rename(state, _keys.inverse(_huggingface(depth, stem, block)), ["classifier."])
-    for i in range(depth):
-        for part in ("weight", "bias"):
-            pieces = [out.pop(f"blocks.{i}.{name}.{part}") for name in _keys.QKV]
-            out[f"blocks.{i}.attn.qkv.{part}"] = torch.cat(pieces)
+    out = _keys.to_ours(state, _huggingface(_keys.count(state, stem), stem, block), ["head."])
     return {**out, "embed.weight": linear_weight(out["embed.weight"])}
 
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tubelet.errors import ConfigError
-from tubelet.models._keys import Table, count, to_ours, to_theirs
+from tubelet.models._keys import Table, count, to_ours, to_theirs, weights
 from tubelet.models._model import Model
 from tubelet.models._tokens import Triple, conv_weight, linear_weight, patchify
 from tubelet.models._transformer import MLP, DropPath, LayerNorm, attend, drop_path_rates
@@ -225,7 +225,7 @@ def to_huggingface(state: dict[str, Tensor], tubelet: Triple) -> dict[str, Tenso
     """Our state dict in the key layout of transformers: VJEPA2ForVideoClassification's with classes, else VJEPA2Model's encoder."""
     state = {**state, "embed.weight": conv_weight(state["embed.weight"], tubelet)}
     table = _huggingface(count(state, "blocks."), count(state, "pooler.blocks."), "head.weight" in state)
-    return to_theirs(state, table, "V-JEPA 2")
+    return to_theirs(state, table)
 
 
 def from_huggingface(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -237,19 +237,19 @@ def from_huggingface(state: dict[str, Tensor]) -> dict[str, Tensor]:
     state = {key: value for key, value in state.items() if not key.removeprefix("vjepa2.").startswith("predictor.")}
     depth = count(state, "vjepa2.encoder.layer." if classifier else "encoder.layer.")
     table = _huggingface(depth, count(state, "pooler.self_attention_layers."), classifier)
-    out = to_ours(state, table, "transformers' V-JEPA 2")
+    out = to_ours(state, table)
     return {**out, "embed.weight": linear_weight(out["embed.weight"])}
 
 
 def to_original(state: dict[str, Tensor], tubelet: Triple) -> dict[str, Tensor]:
     """Our encoder's state dict in the key layout of the original checkpoints' `encoder`; a pooler and head have no place there."""
     state = {**state, "embed.weight": conv_weight(state["embed.weight"], tubelet)}
-    return to_theirs(state, _original(count(state, "blocks.")), "a V-JEPA 2 encoder")
+    return to_theirs(state, _original(count(state, "blocks.")))
 
 
 def from_original(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The `encoder` or `target_encoder` of an original checkpoint, in ours. CheckpointError naming every leftover."""
-    out = to_ours(state, _original(count(state, "module.backbone.blocks.")), "the original V-JEPA 2 encoder")
+    out = to_ours(state, _original(count(state, "module.backbone.blocks.")))
     return {**out, "embed.weight": linear_weight(out["embed.weight"])}
 
 
@@ -259,34 +259,28 @@ _LAYERS = ("norm1", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
 def _original(depth: int) -> Table:
     layers = (f"blocks.{i}.{layer}" for i in range(depth) for layer in (*_LAYERS, "attn.qkv"))
     stems = {"embed": "patch_embed.proj", "norm": "norm"} | {layer: layer for layer in layers}
-    return _with_kinds({ours: (f"module.backbone.{theirs}",) for ours, theirs in stems.items()})
+    return weights({ours: f"module.backbone.{theirs}" for ours, theirs in stems.items()})
 
 
 def _huggingface(depth: int, pooler_depth: int, classifier: bool) -> Table:
     encoder, pooler = "vjepa2.encoder." if classifier else "encoder.", "pooler.cross_attention_layer."
-    stems: dict[str, tuple[str, ...]] = {"embed": (f"{encoder}embeddings.patch_embeddings.proj",)}
-    stems["norm"] = (f"{encoder}layernorm",)
+    stems: dict[str, str | tuple[str, ...]] = {"embed": f"{encoder}embeddings.patch_embeddings.proj"}
+    stems["norm"] = f"{encoder}layernorm"
     for i in range(depth):
         block = f"{encoder}layer.{i}."
         stems[f"blocks.{i}.attn.qkv"] = tuple(f"{block}attention.{part}" for part in ("query", "key", "value"))
-        stems |= {f"blocks.{i}.{layer}": (block + layer.replace("attn.", "attention."),) for layer in _LAYERS}
+        stems |= {f"blocks.{i}.{layer}": block + layer.replace("attn.", "attention.") for layer in _LAYERS}
     if not classifier:
-        return _with_kinds(stems)
-    stems["head"] = ("classifier",)
+        return weights(stems)
+    stems["head"] = "classifier"
     for i in range(pooler_depth):
         block = f"pooler.self_attention_layers.{i}."
         stems[f"pooler.blocks.{i}.attn.qkv"] = tuple(f"{block}self_attn.{part}_proj" for part in "qkv")
         stems |= {
-            f"pooler.blocks.{i}.{layer}": (block + layer.replace("attn.", "self_attn.out_").replace("norm", "layer_norm"),)
+            f"pooler.blocks.{i}.{layer}": block + layer.replace("attn.", "self_attn.out_").replace("norm", "layer_norm")
             for layer in _LAYERS
         }
-    stems["pooler.q"] = (f"{pooler}cross_attn.q_proj",)
+    stems["pooler.q"] = f"{pooler}cross_attn.q_proj"
     stems["pooler.kv"] = (f"{pooler}cross_attn.k_proj", f"{pooler}cross_attn.v_proj")
-    stems |= {f"pooler.{x}": (pooler + x.replace("norm", "layer_norm"),) for x in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")}
-    return {**_with_kinds(stems), "pooler.query": ("pooler.query_tokens",)}
-
-
-def _with_kinds(stems: Table) -> dict[str, tuple[str, ...]]:
-    """A table of layers as one of their weights and biases."""
-    kinds = ("weight", "bias")
-    return {f"{ours}.{kind}": tuple(f"{name}.{kind}" for name in theirs) for ours, theirs in stems.items() for kind in kinds}
+    stems |= {f"pooler.{x}": pooler + x.replace("norm", "layer_norm") for x in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")}
+    return {**weights(stems), "pooler.query": "pooler.query_tokens"}

@@ -8,7 +8,7 @@ import torch
 from tubelet.errors import CheckpointError
 from tubelet.models._model import Model
 from tubelet.weights.fill import fill
-from tubelet.weights.load import load_model, rebuild
+from tubelet.weights.load import load_model, rebuild, refuse_graph
 from tubelet.weights.save import describe
 
 
@@ -23,6 +23,8 @@ def average(paths: Sequence[str | Path], decay: float | None = None) -> Model:
         raise CheckpointError(f"got {len(paths)} model to average: name at least two")
     if decay is not None and not 0 < decay < 1:
         raise CheckpointError(f"the decay is {decay}: it must be between 0 and 1, for example 0.9")
+    for path in paths:
+        refuse_graph(path)
     first = load_model(paths[0])
     sums = {name: value.double() if value.is_floating_point() else value for name, value in first.state_dict().items()}
     for number, path in enumerate(paths[1:], start=2):

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from tubelet.errors import CheckpointError
 from tubelet.models._model import Model
 from tubelet.weights import files, layouts
+from tubelet.weights.foreign import Account
 from tubelet.weights.save import save
 
 TO = ("tubelet", "huggingface", "original", "torchvision")
@@ -72,7 +73,7 @@ def convert(model: Model, out: str | Path, to: str, origin: Mapping[str, Any] | 
         raise CheckpointError(f"cannot write {out}: {error}; nothing was changed") from error
     try:
         if one_file:
-            torch.save({layout.container: theirs} if layout.container else theirs, draft / out.name)
+            torch.save({layout.container: theirs, **layout.beside(model)} if layout.container else theirs, draft / out.name)
             os.replace(draft / out.name, out)
             return Proof(len(state), None, "no other implementation is asked: it would not build a model from one file")
         assert layout.config is not None
@@ -91,18 +92,18 @@ def convert(model: Model, out: str | Path, to: str, origin: Mapping[str, Any] | 
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def prove(model: Model, family: str, name: str, source: Path) -> Proof:
+def prove(model: Model, account: Account, source: Path) -> Proof:
     """The same for a model that was read from a foreign file or folder: what was read is written again, and both sides compared."""
-    layout = layouts.known()[family, name]
+    layout = layouts.known()[account.family, account.layout]
     if layout.write is None:
-        return Proof(0, None, f"nothing is written in the {name} layout")
+        return Proof(0, None, f"nothing is written in the {account.layout} layout")
     read = files.read(source).tensors
     again = layout.read(layout.write(model.state_dict(), model))
     same = sum(torch.equal(again[key], value) for key, value in layout.read(read).items())
     if not source.is_dir():
         return Proof(same, None, "a file alone, without the config.json that the other implementation reads")
-    if layouts.interpolation(model):
-        return Proof(same, None, layouts.interpolation(model) + ", which others do otherwise or not at all")
+    if account.interpolated:
+        return Proof(same, None, account.interpolated + ", which others do otherwise or not at all")
     difference, why = _difference(layout, model, source)
     return Proof(same, difference, why)
 

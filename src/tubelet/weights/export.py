@@ -202,7 +202,10 @@ WRITERS: dict[str, Callable[[Graph, Tensor, Path, bool, bool], None]] = {
 def _program(graph: Graph, example: Tensor, dynamic: bool) -> torch.export.ExportedProgram:
     graph(example)  # position tables are made at the first call, and kept
     shapes = ({0: torch.export.Dim("batch", min=1, max=4096)},) if dynamic else None
-    return torch.export.export(graph, (example,), dynamic_shapes=shapes)
+    program = torch.export.export(graph, (example,), dynamic_shapes=shapes)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of the machine that exported it
+    return program
 
 
 @contextmanager

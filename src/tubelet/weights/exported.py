@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tubelet import find
 from tubelet.errors import CheckpointError, ConfigError, MissingExtraError
 from tubelet.models._model import Model
 from tubelet.records import ClipSpec
+from tubelet.weights import pt2
 
 FILES = {"torch": "model.pt2", "onnx": "model.onnx", "openvino": "model.xml"}
 
@@ -54,21 +56,27 @@ class Exported(Model):
         return []
 
 
-def open_folder(folder: Path, device: torch.device | str = "cpu") -> Exported:
+def open_folder(folder: Path) -> Exported:
     """The graph in an exported folder; CheckpointError for a damaged one, MissingExtraError without what runs it."""
     try:
         description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        to = description["exported"]["to"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"cannot read {folder / 'config.json'}: {error}") from error
-    if torch.device(device).type != "cpu":
-        raise ConfigError(f"an exported graph runs on the CPU here, not on {device}: use --device cpu")
+        to = find.choose(description["exported"]["to"], FILES, "format of an exported graph")
+        ClipSpec.from_dict(description["clip"])
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+        raise CheckpointError(
+            f"{folder / 'config.json'} describes no exported graph ({error}): export the model again"
+        ) from error
+    if not (folder / FILES[to]).exists():
+        raise CheckpointError(f"{folder} has no {FILES[to]}, which its config.json names: export the model again")
     try:
         return Exported(description, open_graph(folder, to), folder).eval()
-    except MissingExtraError:
+    except (MissingExtraError, CheckpointError):
         raise
     except Exception as error:  # every runtime has its own kinds for a damaged file
-        raise CheckpointError(f"{folder / FILES.get(to, to)} cannot be opened: {' '.join(str(error).split())[:160]}") from error
+        what = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{folder / FILES[to]} cannot be opened, it may be damaged: export the model again ({what[:160]})"
+        ) from error
 
 
 def open_graph(folder: Path, to: str) -> Run:
@@ -77,7 +85,7 @@ def open_graph(folder: Path, to: str) -> Run:
 
 
 def _torch(file: Path) -> Run:
-    module = torch.export.load(file).module()
+    module = pt2.load(file).module()
     return lambda frames: list(module(frames))
 
 

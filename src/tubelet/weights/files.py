@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tubelet.errors import CheckpointError
+from tubelet.weights import torchscript
 
 # How numpy writes a number and an array in a pickle; found so that the place may move between its versions.
 NUMPY: list[Any] = [np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]]
@@ -140,6 +142,8 @@ def _load(file: Path) -> Any:
             ) from error
     if start[:4] != b"PK\x03\x04" and start[:1] != b"\x80":
         raise CheckpointError(f"{file} holds no weights: neither safetensors nor a PyTorch file (.pth, .pt, .bin)")
+    if torchscript.is_archive(file):
+        return torchscript.read(file)
     try:
         with torch.serialization.safe_globals(ALLOWED):
             return torch.load(file, map_location="cpu", weights_only=True)
@@ -166,6 +170,8 @@ def _unwrapped(held: Any, file: Path) -> tuple[_Loaded, list[str]]:
             raise CheckpointError(f"{file} holds a {type(held).__name__}, no state dict (names and tensors)")
         if isinstance(held.get("args"), argparse.Namespace):
             arguments |= vars(held["args"])
+        if isinstance(held.get("cfg"), str):
+            arguments |= _yaml(held["cfg"])
         inside = [name for name in CONTAINERS if isinstance(held.get(name), Mapping) and held[name]]
         if not inside:
             break
@@ -179,6 +185,15 @@ def _unwrapped(held: Any, file: Path) -> tuple[_Loaded, list[str]]:
     if others:
         notes.append(f"no weights, passed over: {_some(list(map(str, others)))}")
     return _Loaded(tensors, arguments), notes
+
+
+def _yaml(text: str) -> dict[str, Any]:
+    """The configuration that PySlowFast and what grew from it write into their files; {} where it is none."""
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _without_prefixes(tensors: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor]:

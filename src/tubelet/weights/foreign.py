@@ -10,9 +10,11 @@ from typing import Any
 from tubelet import models
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.models._model import Model
+from tubelet.models._tokens import Triple
 from tubelet.records import ClipSpec, unnamed
-from tubelet.weights import files, layouts
+from tubelet.weights import files, image, layouts
 from tubelet.weights.fill import fill
+from tubelet.weights.resize import fit_tubelets
 
 CLASS_LISTS = ("kinetics400", "ssv2")  # shipped with their sources, see src/tubelet/weights/classes
 INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # as preprocessors number them
@@ -20,7 +22,11 @@ INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # as preprocessors number them
 
 @dataclass
 class Account:
-    """What a foreign file is, and where every fact about it comes from."""
+    """What a foreign file is, and where every fact about it comes from.
+
+    tubelet is the size (frames, rows, columns) that its kernels were made for; interpolated what is to be said of weights that were
+    made for other shapes, "" where there are none.
+    """
 
     path: str
     layout: str
@@ -29,6 +35,8 @@ class Account:
     class_names: list[str]
     notes: list[str]
     files: list[Path]
+    tubelet: Triple | None = None
+    interpolated: str = ""
 
     def assumptions(self) -> str:
         """What had to be assumed, in a line."""
@@ -40,7 +48,7 @@ class Given:
     """What the caller knows better than the files.
 
     classes        a list that is shipped ("kinetics400", "ssv2") or a file, one class a line in the order of the head
-    clip, options  fields of the ClipSpec and options of the model
+    clip, options  fields of the ClipSpec and options of the model; with decoder=False that of pretraining is left behind
     """
 
     classes: str | None = None
@@ -51,12 +59,17 @@ class Given:
 def look(path: str | Path, given: Given = Given()) -> tuple[Account, files.Source]:
     """What a foreign file or folder is; CheckpointError for weights of an unknown layout, and for class names that do not fit."""
     source = files.read(path)
-    family, name = layouts.recognise(source.tensors, path)
+    try:
+        family, name = layouts.recognise(source.tensors, path, {**source.config, **given.options})
+    except CheckpointError as error:
+        raise CheckpointError(image.instead(source) or str(error)) from error
     try:
         found = layouts.known()[family, name].describe(source.tensors, source.config)
     except CheckpointError as error:
         raise CheckpointError(f"{path} ({family}, {name} layout): {error}") from error
     _preprocessing(found, source.processor)
+    tubelet = _tubelet(found.options)
+    _grid(found, tubelet, given)
     found.clip |= given.clip
     found.options |= given.options
     for fact in (*given.clip, *given.options):
@@ -64,7 +77,7 @@ def look(path: str | Path, given: Given = Given()) -> tuple[Account, files.Sourc
         found.assumed.pop(fact, None)
     _as_published(found)
     names = _class_names(found, source.config, given.classes, path)
-    return Account(str(path), name, family, found, names, [*source.notes, *found.notes], source.files), source
+    return Account(str(path), name, family, found, names, [*source.notes, *found.notes], source.files, tubelet), source
 
 
 def read(path: str | Path, given: Given = Given()) -> tuple[Model, Account]:
@@ -85,12 +98,36 @@ def read(path: str | Path, given: Given = Given()) -> tuple[Model, Account]:
         state = layouts.known()[account.family, account.layout].read(source.tensors)
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{path} looks like {found.name} ({account.layout} layout), but {error}") from error
+    if given.options.get("decoder") is False:
+        left = [key for key in state if key.startswith("decoder.")]
+        state = {key: value for key, value in state.items() if key not in left}
+        account.notes += [f"left behind, as asked: the decoder ({len(left)} weights)"] if left else []
+    state, resized = fit_tubelets(state, account.tubelet, model)
     fill(model, state, path)
-    interpolated = layouts.interpolation(model)
-    if interpolated:
-        found.notes.append(interpolated)
-        account.notes.append(interpolated)
+    said = [text for text in (resized, layouts.interpolation(model)) if text]
+    found.notes += said
+    account.notes += said
+    account.interpolated = "; ".join(said)
     return model.eval(), account
+
+
+def _tubelet(options: Mapping[str, Any]) -> Triple | None:
+    """Of the families whose tubelets are squares, None for others."""
+    patch = options.get("patch")
+    return None if patch is None else (options.get("tubelet", 1), patch, patch)
+
+
+def _grid(found: layouts.Description, tubelet: Triple | None, given: Given) -> None:
+    """Where other tubelets are asked for than the file's, and nothing tells which clips its fixed positions were made for: those as
+    published. (Learned positions are a table, which tells it.)"""
+    asked = _tubelet({**found.options, **given.options})
+    takes = models.options_of(found.name)
+    if tubelet is None or asked == tubelet or "position_grid" not in takes or found.options.get("position_grid"):
+        return
+    usual = models.clip_of(found.name)
+    grid = [usual.frames // tubelet[0], usual.size // tubelet[1], usual.size // tubelet[2]]
+    found.options["position_grid"] = grid
+    found.assumed["position_grid"] = f"{'x'.join(map(str, grid))} tokens, of clips as published"
 
 
 def _preprocessing(found: layouts.Description, processor: Mapping[str, Any]) -> None:

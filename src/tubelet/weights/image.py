@@ -22,6 +22,7 @@ from tubelet import models
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.models import _keys
 from tubelet.models._model import Model
+from tubelet.models._tokens import conv_weight, linear_weight, resize_kernel
 from tubelet.records import IMAGENET_MEAN, IMAGENET_STD, ClipSpec
 from tubelet.weights import files
 from tubelet.weights.layouts.videomae import HEADS
@@ -224,7 +225,7 @@ LAYOUTS = {
 def read(path: str | Path) -> Image:
     """The image model in a file or folder; CheckpointError for what is none, or in no layout that is known."""
     source = files.read(path)
-    fitting = [name for name, layout in LAYOUTS.items() if all(fnmatch.filter(source.tensors, key) for key in layout.keys)]
+    fitting = _fitting(source)
     if len(fitting) != 1:
         some = ", ".join(sorted(source.tensors)[:4])
         found = f"mixes the layouts {' and '.join(fitting)}" if fitting else f"is in no layout of these: {', '.join(LAYOUTS)}"
@@ -247,6 +248,25 @@ def read(path: str | Path) -> Image:
     if layout.kind == "ViT":
         _describe(image, source.config.get("vision_config", source.config), path)
     return image
+
+
+def _fitting(source: files.Source) -> list[str]:
+    """The names of the layouts that weights are in."""
+    return [name for name, layout in LAYOUTS.items() if all(fnmatch.filter(source.tensors, key) for key in layout.keys)]
+
+
+def instead(source: files.Source) -> str:
+    """What to say of weights that are of no video model: "" where they are of no image model either."""
+    pictures = all(value.ndim < 5 for value in source.tensors.values())
+    fitting = _fitting(source) if pictures else []
+    if not fitting:
+        return ""
+    kind = LAYOUTS[fitting[0]].kind
+    able = ", ".join(family for family, begins in FAMILIES.items() if begins == kind)
+    return (
+        f"{source.path} is an image model ({kind}, {fitting[0]} layout), no video model: begin one ({able}) from it with "
+        "`tubelet weights begin`"
+    )
 
 
 def _describe(image: Image, config: Mapping[str, Any], path: str | Path) -> None:
@@ -312,6 +332,7 @@ def begin(
     model = models.build(variant, ClipSpec.from_dict(models.clip_of(variant).to_dict() | clip), class_names, **options)
     if kind == "ViT":
         _check_sizes(image, model, options, path)
+        _resize(image, model)
     usual: str = inspect.signature(family.from_image).parameters["how"].default
     try:
         made = family.from_image(model, image.state, how or usual)
@@ -360,7 +381,7 @@ def _check_sizes(image: Image, model: Model, options: Mapping[str, Any], path: s
     own = model.options
     differing = {
         name: value for name, value in image.sizes.items()
-        if value is not None and abs(value - own[name]) > 1e-3 and not (name == "heads" and "heads" in options)
+        if value is not None and abs(value - own[name]) > 1e-3 and not (name in ("heads", "patch") and name in options)
     }  # fmt: skip
     if differing:
         flags = " ".join(f"--options {name}={_number(value)}" for name, value in differing.items())
@@ -370,6 +391,16 @@ def _check_sizes(image: Image, model: Model, options: Mapping[str, Any], path: s
         image.notes.append(f"heads: {own['heads']} as given, though the image model has {image.sizes['heads']}")
     if image.sizes["heads"] is None and "heads" not in options:
         raise CheckpointError(f"{path}: nothing tells the heads of {image.what()}: give --options heads=...")
+
+
+def _resize(image: Image, model: Model) -> None:
+    """Give the image model's kernel the patches of `model`, where other ones were asked for."""
+    theirs, ours = image.sizes["patch"], model.options["patch"]
+    if theirs != ours:
+        kernel = linear_weight(image.state["patch_embed.proj.weight"][:, :, None])
+        kernel = resize_kernel(kernel, (1, theirs, theirs), (1, ours, ours))
+        image.state["patch_embed.proj.weight"] = conv_weight(kernel, (1, ours, ours))[:, :, 0]
+        image.notes.append(f"interpolated: patches of {theirs}x{theirs} pixels to {ours}x{ours}")
 
 
 def _interpolated(image: Image, model: Model) -> list[str]:

@@ -9,16 +9,17 @@ from tubelet import models
 from tubelet.errors import TubeletError
 from tubelet.records import unnamed
 from tubelet.weights import files, foreign
-from tubelet.weights.load import is_model, load_model, located
+from tubelet.weights.load import is_model, load_model, located, refuse_graph
 
 
 def inspect(path: str | Path, given: foreign.Given = foreign.Given()) -> dict[str, Any]:  # noqa: B008 (frozen)
     """JSON-able: path, layout ("tubelet" for our own), family, name, options, clip (the ClipSpec), classes, class_names (None where
     nothing names them), params, inferred, assumed, notes, files, sha256, loads (bool) and, where it does not, problem.
 
-    CheckpointError for what is no weights, or of a layout that nobody knows.
+    CheckpointError for what is no weights, an exported graph, or of a layout that nobody knows.
     """
     path = located(path)
+    refuse_graph(path)
     if is_model(path):
         model = load_model(path)
         family = models.variants()[model.name].__name__.rpartition(".")[2]

@@ -11,9 +11,11 @@ from tubelet import models
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.models._model import Model
 from tubelet.records import ClipSpec
+from tubelet.weights import layouts
 from tubelet.weights.checkpoint import Checkpoint, is_ours, newest, read, read_tensors
 from tubelet.weights.fetch import fetch, is_hub_id
 from tubelet.weights.fill import fill
+from tubelet.weights.resize import fit_tubelets
 from tubelet.weights.save import FORMAT
 
 
@@ -71,6 +73,13 @@ def is_folder(folder: Path) -> bool:
         raise CheckpointError(f"cannot read {folder / 'config.json'}: {error}") from error
 
 
+def refuse_graph(path: str | Path) -> None:
+    """CheckpointError for an exported folder: a graph runs, but has no weights that could be told apart or moved."""
+    folder = Path(path)
+    if folder.is_dir() and is_folder(folder) and "exported" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
+        raise CheckpointError(f"{path} is an exported graph, which only answers: name the model that it was made from")
+
+
 def _foreign(path: Path, device: torch.device | str) -> Model:
     from tubelet.weights import foreign
 
@@ -104,7 +113,8 @@ def transfer(source: Model, target: Model) -> list[str]:
 
     Made for fine-tuning: the decoders and the vocabulary of pretraining are left behind; fc_norm, pooler and head are new (or
     carried over when both models tell the same classes), and so are teachers and vocabulary that only the target has. A video
-    model also starts the video tower of a model with two. Anything else that differs is a CheckpointError that names it.
+    model also starts the video tower of a model with two. Positions and tubelets of other sizes are interpolated, which is said.
+    Anything else that differs is a CheckpointError that names it.
     """
     tower = getattr(target, "video", None)
     if isinstance(tower, Model) and source.name == tower.name:
@@ -112,7 +122,8 @@ def transfer(source: Model, target: Model) -> list[str]:
         return [key for key in target.state_dict() if key in kept or not key.startswith("video.")]
     if source.name != target.name:
         raise CheckpointError(f"the weights are of {source.name}, the run wants {target.name}: drop --model or set it alike")
-    ours, theirs = target.state_dict(), source.state_dict()
+    ours = target.state_dict()
+    theirs, resized = fit_tubelets(source.state_dict(), getattr(source, "tubelet", None), target)
     same_classes = bool(source.class_names) and source.class_names == target.class_names
     taken, fresh = dict(ours), []
     for key in ours:
@@ -126,6 +137,9 @@ def transfer(source: Model, target: Model) -> list[str]:
     if left:
         raise CheckpointError(f"the weights to start from hold {', '.join(left[:6])}, which {target.name} has no place for")
     fill(target, taken, "the model to start from")
+    for text in (resized, layouts.interpolation(target)):
+        if text:
+            _say(text)
     return fresh
 
 
@@ -135,7 +149,9 @@ def _load_folder(folder: Path, device: torch.device | str) -> Model:
     if "exported" in description:
         from tubelet.weights.exported import open_folder
 
-        return open_folder(folder, device)
+        if torch.device(device).type != "cpu":
+            _say(f"{folder} is an exported graph: it runs on the CPU")
+        return open_folder(folder)
     model = rebuild(description, folder / "config.json")
     state, _ = read_tensors(folder / "model.safetensors")
     fill(model, state, folder)

@@ -135,7 +135,7 @@ def _clip(
              "mlp.fc2": "mlp.fc2"}  # fmt: skip
     qkv = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     table = _table(names, "encoder.layers", _keys.count(own, "encoder.layers."), block, qkv)
-    state = _keys.to_ours(own, table, f"a CLIP text tower ({folder})")
+    state = _named(own, table, f"{folder} is no CLIP text tower")
     return dict(causal=True, post=False, pool="end"), state, tensors.get("text_projection.weight")
 
 
@@ -156,7 +156,7 @@ def _bert(tensors: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path
              "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"}  # fmt: skip
     qkv = ("attention.self.query", "attention.self.key", "attention.self.value")
     table = _table(names, "encoder.layer", _keys.count(own, "encoder.layer."), block, qkv)
-    state = _keys.to_ours(own, table, f"a sentence-embedding model ({folder})")
+    state = _named(own, table, f"{folder} is no sentence-embedding model of BERT's kind")
     unused = 0 if config["model_type"] == "bert" else config.get("pad_token_id", 1) + 1
     pool, longest = _pooling(folder)
     positions = state["pos_embed"][unused:][:longest]
@@ -166,12 +166,19 @@ def _bert(tensors: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path
 
 
 def _table(names: Mapping[str, str], stem: str, depth: int, block: Mapping[str, str], qkv: tuple[str, ...]) -> Table:
-    table: dict[str, tuple[str, ...]] = {ours: (theirs,) for ours, theirs in names.items()}
+    table: dict[str, str | tuple[str, ...]] = dict(names)
     for i in range(depth):
         for part in ("weight", "bias"):
-            table |= {f"blocks.{i}.{ours}.{part}": (f"{stem}.{i}.{theirs}.{part}",) for ours, theirs in block.items()}
+            table |= {f"blocks.{i}.{ours}.{part}": f"{stem}.{i}.{theirs}.{part}" for ours, theirs in block.items()}
             table[f"blocks.{i}.attn.qkv.{part}"] = tuple(f"{stem}.{i}.{one}.{part}" for one in qkv)
     return table
+
+
+def _named(state: Mapping[str, Tensor], table: Table, otherwise: str) -> dict[str, Tensor]:
+    try:
+        return _keys.to_ours(state, table)
+    except CheckpointError as error:
+        raise CheckpointError(f"{otherwise}: {error}") from error
 
 
 def _pooling(folder: Path) -> tuple[str, int | None]:

@@ -67,11 +67,13 @@ class Layout:
 
     keys      patterns (`*` for anything) of names that every such file has
     without   patterns of names that no such file has
+    also      (state, what is told beside it) -> whether it is in this layout, where another model has the same names
     describe  (state, config.json or the arguments of the run, {} without) -> Description
     read      state -> the state in our names; CheckpointError naming every key that has no place
     write     (our state, model) -> the state in their names; None where nothing is written in this layout
     config    model -> what their config.json says of it; None for layouts without one
     container under which a file holds the weights; "" for a bare state dict
+    beside    model -> what such a file holds beside its container
     compare   (model, a folder in this layout) -> the largest difference of outputs on one clip between the model and the other
               implementation, which reads the folder; ImportError where that is not installed. None: there is none to import
     processor their name for what prepares clips
@@ -86,12 +88,18 @@ class Layout:
     processor: str = ""
     container: str = ""
     without: tuple[str, ...] = ()
+    also: Callable[[Mapping[str, Tensor], Mapping[str, Any]], bool] = lambda state, told: True
+    beside: Callable[[Any], dict[str, Any]] = lambda model: {}
 
-    def fits(self, state: Mapping[str, Tensor]) -> bool:
+    def fits(self, state: Mapping[str, Tensor], told: Mapping[str, Any]) -> bool:
         """Whether a state dict is in this layout."""
-        return all(fnmatch.filter(state, one) for one in self.keys) and not any(
-            fnmatch.filter(state, one) for one in self.without
-        )
+        has = all(fnmatch.filter(state, one) for one in self.keys)
+        return has and not any(fnmatch.filter(state, one) for one in self.without) and self.also(state, told)
+
+
+def has_tubelets(state: Mapping[str, Tensor], told: Mapping[str, Any]) -> bool:
+    """Whether there is a kernel over time, which an image model of the same names has not."""
+    return any(value.ndim == 5 for value in state.values())
 
 
 def known() -> dict[tuple[str, str], Layout]:
@@ -100,9 +108,9 @@ def known() -> dict[tuple[str, str], Layout]:
     return {(family, name): layout for family, module in modules.items() for name, layout in module.LAYOUTS.items()}
 
 
-def recognise(state: Mapping[str, Tensor], where: object) -> tuple[str, str]:
-    """(family, layout) of a state dict; CheckpointError for one that is of none, or of two at once."""
-    fitting = [name for name, layout in known().items() if layout.fits(state)]
+def recognise(state: Mapping[str, Tensor], where: object, told: Mapping[str, Any]) -> tuple[str, str]:
+    """(family, layout) of a state dict, with what was told beside it; CheckpointError for one of none, or of two at once."""
+    fitting = [name for name, layout in known().items() if layout.fits(state, told)]
     if len(fitting) == 1:
         return fitting[0]
     some = ", ".join(sorted(state)[:4])

@@ -1,15 +1,16 @@
 """TimeSformer's files: the original's and transformers'.
 
-An original file of space-only attention has the names of an image ViT's, so it is not known as a TimeSformer.
+An original file of space-only attention has the names of an image ViT's: it is one where the run's configuration in it, or the
+caller, says so.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from torch import Tensor
 
-from tubelet.errors import CheckpointError
 from tubelet.models import timesformer
 from tubelet.video.normalize import normalize
 from tubelet.weights.layouts import Description, Layout, State, count_blocks, example_clip, shape, square, supported
@@ -20,13 +21,33 @@ STEM = "timesformer."  # which a model alone, without a head, is saved without
 
 
 def describe_original(state: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> Description:
-    """Everything but the heads is told by shapes."""
+    """Shapes tell everything but the heads, and how clips were cut: that the run's configuration says."""
+    told = arguments.get("DATA")
+    data = told if isinstance(told, Mapping) else {}
     found = _shapes(
-        state, "patch_embed.proj.weight", "pos_embed", "time_embed", "blocks.", "temporal_fc.weight", "mlp.fc1.weight"
-    )
+        state, "patch_embed.proj.weight", "pos_embed", "time_embed", "blocks.", "temporal_fc.weight", "mlp.fc1.weight",
+        {"num_frames": data.get("NUM_FRAMES")},
+    )  # fmt: skip
+    for name, theirs in {"stride_frames": "SAMPLING_RATE", "mean": "MEAN", "std": "STD"}.items():
+        found.take(name, data, theirs, "the configuration of its run")
     found.take_heads({}, HEADS, found.options["width"])
     found.take_classes(state, "head.weight")
     return found
+
+
+def _is_original(state: Mapping[str, Tensor], told: Mapping[str, Any]) -> bool:
+    """An image ViT has no time embedding, and no run of TimeSformer."""
+    return "time_embed" in state or "TIMESFORMER" in told or told.get("attention") == "space"
+
+
+def _run(model: timesformer.TimeSformer) -> dict[str, Any]:
+    """The configuration of a run, as the original keeps it in its files."""
+    spec, kinds = model.spec, {ours: theirs for theirs, ours in KINDS.items()}
+    data = {"NUM_FRAMES": spec.frames, "SAMPLING_RATE": spec.stride_frames, "TRAIN_CROP_SIZE": spec.size,
+            "MEAN": list(spec.mean), "STD": list(spec.std)}  # fmt: skip
+    run = {"DATA": data, "MODEL": {"NUM_CLASSES": len(model.class_names)},
+           "TIMESFORMER": {"ATTENTION_TYPE": kinds[model.attention]}}  # fmt: skip
+    return {"cfg": yaml.safe_dump(run)}
 
 
 def describe_huggingface(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Description:
@@ -86,12 +107,6 @@ def _from_original(state: State) -> State:
     return timesformer.from_original({f"model.{key.removeprefix('model.')}": value for key, value in state.items()})
 
 
-def _to_original(state: State, model: timesformer.TimeSformer) -> State:
-    if model.attention == "space":
-        raise CheckpointError("space-only attention is not written in the original layout: nothing tells it from an image ViT")
-    return timesformer.to_original(state)
-
-
 def _from_huggingface(state: State) -> State:
     if not any(key.startswith(STEM) for key in state):
         state = {f"{STEM}{key}": value for key, value in state.items()}
@@ -134,8 +149,8 @@ def compare(model: timesformer.TimeSformer, folder: Path) -> float:
 
 LAYOUTS = {
     "original": Layout(
-        ("cls_token", "time_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.bias"), describe_original, _from_original,
-        _to_original, container="model_state",
+        ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.bias"), describe_original, _from_original,
+        lambda state, model: timesformer.to_original(state), container="model_state", also=_is_original, beside=_run,
     ),
     "huggingface": Layout(
         ("*embeddings.cls_token", "*embeddings.patch_embeddings.projection.weight", "*layer.0.attention.attention.qkv.weight"),

@@ -10,7 +10,7 @@ from tubelet import masking
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.models import videomae
 from tubelet.video.normalize import normalize
-from tubelet.weights.layouts import Description, Layout, State, count_blocks, example_clip, shape
+from tubelet.weights.layouts import Description, Layout, State, count_blocks, example_clip, has_tubelets, shape
 
 HEADS = {192: 3, 384: 6, 512: 8, 640: 8, 768: 12, 1024: 16, 1280: 16, 1408: 16}  # of a width, which no shape tells
 ARGUMENTS = {"frames": "num_frames", "size": "input_size", "stride_frames": "sampling_rate"}
@@ -147,6 +147,6 @@ LAYOUTS = {
         ("*embeddings.patch_embeddings.projection.weight", "*encoder.layer.0.attention.attention.query.weight"),
         describe_huggingface, _from_huggingface,
         lambda state, model: videomae.to_huggingface(state, model.tubelet), config, compare, "VideoMAEImageProcessor",
-        without=("*cls_token",),
+        without=("*cls_token",), also=has_tubelets,
     ),
 }  # fmt: skip

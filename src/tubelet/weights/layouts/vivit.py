@@ -8,7 +8,17 @@ from torch import Tensor
 
 from tubelet.models import vivit
 from tubelet.video.normalize import normalize
-from tubelet.weights.layouts import Description, Layout, State, count_blocks, example_clip, shape, square, supported
+from tubelet.weights.layouts import (
+    Description,
+    Layout,
+    State,
+    count_blocks,
+    example_clip,
+    has_tubelets,
+    shape,
+    square,
+    supported,
+)
 
 HEADS = {768: 12, 1024: 16}
 GELU = {"gelu_fast": "tanh", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "none"}
@@ -87,6 +97,6 @@ LAYOUTS = {
     "huggingface": Layout(
         ("*embeddings.cls_token", "*embeddings.patch_embeddings.projection.weight", "*layer*.0.attention.*q*.weight"),
         describe, _read, lambda state, model: vivit.to_huggingface(state, model.tubelet), config, compare,
-        "VivitImageProcessor", without=("*attention.qkv.weight",),
+        "VivitImageProcessor", without=("*attention.qkv.weight",), also=has_tubelets,
     ),
 }  # fmt: skip
