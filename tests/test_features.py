@@ -10,10 +10,10 @@ import torch
 
 from tubelet import datasets, features, models
 from tubelet.errors import CheckpointError, ConfigError, DataError, VideoError
-from tubelet.loading import load_views
 from tubelet.records import ClipSpec, Example
 from tubelet.video.stream import Stream, Windows
 from tubelet.video.write import write_video
+from tubelet.views import load_views
 
 SPEC = ClipSpec(frames=4, stride_frames=2, size=32)
 
@@ -85,7 +85,7 @@ def test_unreadable_videos_are_left_out_and_named(model, examples, tmp_path):
 @pytest.mark.parametrize("per", ["video", "clip"])
 def test_a_long_video_that_is_damaged_in_the_middle_gives_nothing(model, examples, damaged, monkeypatch, per):
     """Not even the views whose portions were whole: a mean over them would pass for that of the video."""
-    monkeypatch.setattr("tubelet.loading.PORTION_BYTES", 1)
+    monkeypatch.setattr("tubelet.views.PORTION_BYTES", 1)
     missing: list[tuple[str, str]] = []
     several = [examples[0], damaged, examples[1]]
     rows = list(features.embed(model, several, per, 12, 2, on_missing=lambda *pair: missing.append(pair)))

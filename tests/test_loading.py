@@ -17,26 +17,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tubelet._frame_cache import FrameCache, decoded_bytes, estimated_bytes, free_bytes
+from tubelet.ahead import AHEAD_BYTES, in_order
 from tubelet.errors import ConfigError, DataError, VideoError
-from tubelet.loading import (
-    AHEAD_BYTES,
-    PORTION_BYTES,
-    LoaderConfig,
-    TrainLoader,
-    derive,
-    each_view,
-    generator_for,
-    in_order,
-    load_views,
-    view_batches,
-)
+from tubelet.loading import LoaderConfig, TrainLoader
 from tubelet.records import Batch, Clip, ClipSpec, Dataset, Example
+from tubelet.seeds import derive, generator_for
 from tubelet.video.augment import AugmentConfig, cached_short_side, draw_box, vary, view_boxes
 from tubelet.video.decode import decode, decode_cuts, frame_times, probe
 from tubelet.video.guard import end_idle
 from tubelet.video.resize import cut, resize
 from tubelet.video.sample import train_indices
 from tubelet.video.write import write_video
+from tubelet.views import PORTION_BYTES, each_view, load_views, view_batches
 
 SPEC = ClipSpec(frames=4, stride_frames=2, size=16)
 EVERYTHING = AugmentConfig(flip=True, color_jitter=0.4, rand_augment="m7-n4-mstd0.5", erase=0.5)
@@ -321,7 +313,7 @@ def test_portions_change_nothing(videos, bad, monkeypatch, background, clips_tog
     spec = ClipSpec(frames=4, stride_frames=2, size=16, background=background)
     examples = (*videos.examples, bad[0])
     whole = list(view_batches(examples, ("a",), spec, 10, 2, 7, 0))
-    monkeypatch.setattr("tubelet.loading.PORTION_BYTES", clips_together * 2 * 4 * 16 * 16 * 3)
+    monkeypatch.setattr("tubelet.views.PORTION_BYTES", clips_together * 2 * 4 * 16 * 16 * 3)
     for workers in (0, 3):
         assert_equal(list(view_batches(examples, ("a",), spec, 10, 2, 7, workers)), whole)
     views = [view.frames for example in videos.examples for view in each_view(example, spec, 10, 2)]
@@ -330,7 +322,7 @@ def test_portions_change_nothing(videos, bad, monkeypatch, background, clips_tog
 
 @pytest.mark.parametrize("workers", [0, 3])
 def test_damage_that_a_later_portion_meets_is_named_once_after_the_views_before_it(videos, damaged, monkeypatch, workers):
-    monkeypatch.setattr("tubelet.loading.PORTION_BYTES", 1)
+    monkeypatch.setattr("tubelet.views.PORTION_BYTES", 1)
     good = videos.examples[:2]
     for batch_size in (4, 100):
         batches = list(view_batches((good[0], damaged, good[1]), (), SPEC, 12, 1, batch_size, workers))
@@ -346,7 +338,7 @@ def test_damage_that_a_later_portion_meets_is_named_once_after_the_views_before_
 
 PEAK = """
 import resource, sys
-from tubelet.loading import each_view, view_batches
+from tubelet.views import each_view, view_batches
 from tubelet.records import ClipSpec, Example
 spec, windows, count = ClipSpec(frames=16, stride_frames=2, size=112), int(sys.argv[2]), 0
 for batch in view_batches([Example(sys.argv[1], "x")], (), spec, windows, workers=0):

@@ -9,9 +9,9 @@ import torch
 import tubelet
 from tubelet import models
 from tubelet.errors import CheckpointError, ConfigError, VideoError
-from tubelet.loading import load_views
 from tubelet.predict import predict
 from tubelet.records import ClipSpec
+from tubelet.views import load_views
 from tubelet.weights.save import save
 
 SPEC = ClipSpec(frames=4, stride_frames=2, size=32)

@@ -32,7 +32,7 @@ from tubelet.errors import CheckpointError, ConfigError, DataError
 from tubelet.evaluate import linear_probe
 from tubelet.evaluate.knn import knn
 from tubelet.features import Stored
-from tubelet.loading import derive
+from tubelet.seeds import derive
 
 FORMAT = "tubelet-head-1"
 KindName = Literal["linear", "knn", "triplet"]

@@ -19,12 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tubelet import storage
+from tubelet.ahead import AHEAD_BYTES, cores
 from tubelet.errors import CheckpointError, ConfigError, DataError, VideoError
 from tubelet.evaluate.multiview import View, videos, views
-from tubelet.loading import AHEAD_BYTES, cores, each_view
 from tubelet.models._model import Model
 from tubelet.records import Clip, Example
 from tubelet.video.stream import SLIDING, Stream, Window, Windows
+from tubelet.views import each_view
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -33,11 +33,11 @@ from tubelet.evaluate.grounding import evaluate
 from tubelet.features import fingerprint
 from tubelet.ground import TOP, Span, check_answers, questions, suppress, timed, truths
 from tubelet.ground_store import Stored
-from tubelet.loading import generator_for
 from tubelet.models._model import Model
 from tubelet.models._tokens import sine_cosine_positions
 from tubelet.models._transformer import BiasedBlock, Dropout, LayerNorm
 from tubelet.records import Example
+from tubelet.seeds import generator_for
 
 FORMAT = "tubelet-ground-2"
 SHARPNESS = 6  # of the target: a span of IoU 0.8 weighs 17 times one of 0.5, and one that misses nothing

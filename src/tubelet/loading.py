@@ -1,41 +1,33 @@
 """Examples -> batches of clips: the same ones whatever the number of workers, ranks or restarts.
 
-Batch k of training is a pure function of (seed, k), so a run continues at any step without a saved sampler. Evaluation
-views follow the order of the Examples. T frames, C colours, H height, W width, V views.
+Batch k of training is a pure function of (seed, k), so a run continues at any step without a saved sampler. T frames, C colours,
+H height, W width.
 """
 
-import hashlib
 import math
-import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
-from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from tubelet._frame_cache import AUTO_BYTES, SHARE, FrameCache, estimated_bytes, free_bytes
+from tubelet.ahead import cores, in_order
 from tubelet.errors import ConfigError, DataError, VideoError
 from tubelet.find import choose
 from tubelet.records import Batch, Clip, ClipSpec, Dataset, Example
+from tubelet.seeds import generator_for
 from tubelet.share import split
-from tubelet.video.augment import AugmentConfig, cached_short_side, draw_box, vary, view_boxes
-from tubelet.video.background import subtract_background
+from tubelet.video.augment import AugmentConfig, cached_short_side, draw_box, vary
 from tubelet.video.decode import decode_cuts, frame_times, probe
 from tubelet.video.guard import run
 from tubelet.video.resize import cut, resize
-from tubelet.video.sample import span_frames, train_indices, view_indices
-
-Made = TypeVar("Made")
-MAX_WORKERS = 16
-AHEAD_BYTES = 256_000_000  # of frames that workers may have ready or in the making before they are asked for
-PORTION_BYTES = 64_000_000  # of one video's views made together: 26 of 16 frames of 224 pixels, usually all of them
+from tubelet.video.sample import span_frames, train_indices
 
 
 @dataclass(frozen=True)
@@ -169,7 +161,7 @@ class _BatchMaker:
 
     @property
     def clip_bytes(self) -> int:
-        return _view_bytes(self.spec)
+        return view_bytes(self.spec)
 
     def room(self, pinned: bool = False) -> Tensor:
         """Memory for the frames of this process' share of a batch, uint8 (B,T,H,W,C)."""
@@ -244,10 +236,10 @@ def _clips(
     """`config.repeats` augmented clips, from the frames of the `whole` video or else from one decode: (clip, was it padded)."""
     repeats = config.repeats
     generators = [generator_for(seed, "clip", epoch, example.id, i) for i in range(repeats)]
-    count, part = _extent(example, whole)
+    count, part = extent(example, whole)
     if repeats > 1 and spec.sampling != "segments":
         part = _neighbourhood(count, part, 2 * span_frames(spec), generators[0])
-    with _naming(example):
+    with naming(example):
         windows = [train_indices(count, spec, generator, part) for generator in generators]
     if whole is None:
         info = probe(example.path)
@@ -274,185 +266,28 @@ def _clips(
     ]
 
 
-def load_views(source: str | Path | Example, spec: ClipSpec, clips: int = 1, crops: int = 1) -> tuple[Tensor, Tensor]:
-    """uint8 frames (V,T,C,size,size) and float64 seconds (V,T) of the V = clips*crops evaluation views of one video.
-
-    Views of one clip follow each other. VideoError where the video cannot be read, ConfigError where V would be 0.
-    """
-    return _stack(list(each_view(source, spec, clips, crops)), spec)
-
-
-def each_view(source: str | Path | Example, spec: ClipSpec, clips: int = 1, crops: int = 1) -> Iterator[Clip]:
-    """The views of `load_views` one after another, each a Clip of (T,C,size,size); memory stays flat, however many there are.
-
-    Errors as there. In a damaged video some views may come before the error does.
-    """
-    _check_least(1, clips=clips, crops=crops)
-    for portion in _portions(spec, clips, crops):
-        example = _example(source)
-        yield from run(example.path, _views, example, spec, clips, crops, portion)[0]
-
-
-def view_batches(
-    examples: Iterable[Example],
-    classes: Sequence[str],
-    spec: ClipSpec,
-    clips: int = 1,
-    crops: int = 1,
-    batch_size: int = 8,
-    workers: int | None = None,
-) -> Iterator[Batch]:
-    """Batches of the evaluation views of every Example, in order; memory stays flat, however long or many the videos are.
-
-    The clips*crops views of one Example follow each other (clip by clip) and may spread over batches. Labels are
-    indices into `classes`, -1 for a label that is not among them, None when no class is given. Examples that cannot be
-    read are named once in `Batch.skipped` of the batch they would have been in; the last batch may hold nothing else.
-    ConfigError where a number is too small.
-
-    Views beyond PORTION_BYTES are decoded in portions. Where only a later one meets the damage of an Example, some of its views
-    were in batches before the one that names it: they must not be used (`evaluate.multiview.views` drops them).
-    """
-    _check_least(1, clips=clips, crops=crops, batch_size=batch_size)
-    workers = cores() if workers is None else workers
-    _check_least(0, workers=workers)
-    class_index = {name: i for i, name in enumerate(classes)}
-    portions = _portions(spec, clips, crops)
-
-    def load(job: tuple[_Viewed, range]) -> tuple[_Viewed, tuple[list[Clip], bool] | None]:
-        video, portion = job
-        if not video.problem:
-            try:
-                return video, run(video.example.path, _views, video.example, spec, clips, crops, portion)
-            except VideoError as error:
-                video.problem = str(error)
-        return video, None
-
-    waiting: deque[tuple[Clip, Example, bool]] = deque()
-    skipped: list[tuple[str, str]] = []
-
-    def batch() -> Batch:
-        nonlocal skipped
-        taken = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
-        frames, seconds = _stack([clip for clip, _, _ in taken], spec)
-        labels = None
-        if classes:
-            labels = torch.tensor([class_index.get(example.label or "", -1) for _, example, _ in taken], dtype=torch.int64)
-        ids = [example.id for _, example, _ in taken]
-        texts = [example.text for _, example, _ in taken if example.text]
-        made = Batch(
-            frames,
-            seconds,
-            ids,
-            labels,
-            skipped,
-            sum(padded for _, _, padded in taken),
-            texts if len(texts) == len(ids) else None,
-        )
-        skipped = []
-        return made
-
-    jobs = ((video, portion) for video in map(_Viewed, examples) for portion in portions)
-    dropped: _Viewed | None = None
-    for video, made in in_order(load, jobs, workers, len(portions[0]) * crops * _view_bytes(spec)):
-        if made is None:
-            if video is not dropped:
-                dropped = video
-                while waiting and waiting[-1][1] is video.example:
-                    waiting.pop()
-                skipped.append((video.example.id, video.problem))
-            continue
-        waiting.extend((clip, video.example, made[1]) for clip in made[0])
-        while len(waiting) >= batch_size:
-            yield batch()
-    if waiting or skipped:
-        yield batch()
-
-
-@dataclass
-class _Viewed:
-    """An Example whose views are made in portions; none is begun after a problem."""
-
-    example: Example
-    problem: str = ""
-
-
-Item = TypeVar("Item")
-
-
-def in_order(
-    make: Callable[[Item], Made], items: Iterable[Item], workers: int, item_bytes: int = AHEAD_BYTES
-) -> Generator[Made, None, None]:
-    """`make(item)` for every item, in order, by `workers` threads; 0: none.
-
-    They work ahead by as many items of about `item_bytes` as AHEAD_BYTES hold, at least one for every thread. Threads are
-    enough because they wait for processes that decode, and torch lets go of the interpreter.
-    """
-    if not workers:
-        yield from map(make, items)
-        return
-    ahead = max(workers, AHEAD_BYTES // max(1, item_bytes))
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="tubelet-loader")
-    running: deque[Future[Made]] = deque()
-    try:
-        for item in items:
-            running.append(pool.submit(make, item))
-            if len(running) > ahead:
-                yield running.popleft().result()
-        while running:
-            yield running.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def derive(*parts: object) -> int:
-    """A seed from 0 to 2**63-1 that depends on all of `parts` (numbers and strings) and on nothing else, anywhere."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
-
-
-def generator_for(*parts: object) -> torch.Generator:
-    """A CPU Generator seeded by `derive(*parts)`."""
-    return torch.Generator().manual_seed(derive(*parts))
-
-
 @lru_cache(maxsize=4)
 def _permutation(count: int, seed: int, epoch: int) -> list[int]:
     order: list[int] = torch.randperm(count, generator=generator_for(seed, "order", epoch)).tolist()
     return order
 
 
-def _portions(spec: ClipSpec, clips: int, crops: int) -> list[range]:
-    """The clips of one video in stretches whose views take about PORTION_BYTES, or are those of one clip."""
-    step = max(1, PORTION_BYTES // (crops * _view_bytes(spec)))
-    return [range(first, min(first + step, clips)) for first in range(0, clips, step)]
+def _neighbourhood(count: int, part: tuple[int, int] | None, frames: int, generator: torch.Generator) -> tuple[int, int] | None:
+    """A random stretch of at most `frames` frames: clips of one decode lie near each other, or a long video costs
+    several."""
+    start, end = part or (0, count)
+    if end - start <= frames:
+        return part
+    start += int(torch.randint(end - start - frames + 1, (), generator=generator))
+    return start, start + frames
 
 
-def _view_bytes(spec: ClipSpec) -> int:
+def view_bytes(spec: ClipSpec) -> int:
     return spec.frames * spec.size**2 * 3
 
 
-def _views(example: Example, spec: ClipSpec, clips: int, crops: int, portion: range) -> tuple[list[Clip], bool]:
-    """The views (T,C,size,size) of those of the `clips` clips that are in `portion`, from one decode; are they padded?"""
-    count, part = _extent(example, None)
-    with _naming(example):
-        windows = view_indices(count, spec, clips, part)[portion.start : portion.stop]
-    info = probe(example.path)
-    boxes = view_boxes(info.height, info.width, spec, crops)
-    cuts = [(window, box) for window, _ in windows for box in boxes]
-    views = decode_cuts(example.path, cuts, (spec.size, spec.size), interpolation=spec.interpolation, id=example.id)
-    if spec.background == "subtract":
-        views = [replace(view, frames=subtract_background(view.frames)) for view in views]
-    return views, windows[0][1]
-
-
-def _check_least(least: int, **values: int) -> None:
-    for name, value in values.items():
-        if value < least:
-            raise ConfigError(f"{name} is {value}: it must be {least} or more")
-
-
 @contextmanager
-def _naming(example: Example) -> Iterator[None]:
+def naming(example: Example) -> Iterator[None]:
     """Puts the file in front of what is wrong with its number of frames."""
     try:
         yield
@@ -460,11 +295,7 @@ def _naming(example: Example) -> Iterator[None]:
         raise VideoError(f"{example.path}: {error}") from error
 
 
-def _example(source: str | Path | Example) -> Example:
-    return source if isinstance(source, Example) else Example(str(source), str(source))
-
-
-def _extent(example: Example, whole: Clip | None) -> tuple[int, tuple[int, int] | None]:
+def extent(example: Example, whole: Clip | None) -> tuple[int, tuple[int, int] | None]:
     """(frames of the file, [first, end) of the Example's part of it); None where the Example is the whole file."""
     count = probe(example.path).frame_count if whole is None else len(whole.frames)
     if example.start_seconds is None and example.end_seconds is None:
@@ -479,28 +310,3 @@ def _extent(example: Example, whole: Clip | None) -> tuple[int, tuple[int, int] 
             f"the video lasts {float(times[-1]) if len(times) else 0:g} s"
         )
     return count, (start, end)
-
-
-def _neighbourhood(count: int, part: tuple[int, int] | None, frames: int, generator: torch.Generator) -> tuple[int, int] | None:
-    """A random stretch of at most `frames` frames: clips of one decode lie near each other, or a long video costs
-    several."""
-    start, end = part or (0, count)
-    if end - start <= frames:
-        return part
-    start += int(torch.randint(end - start - frames + 1, (), generator=generator))
-    return start, start + frames
-
-
-def _stack(clips: list[Clip], spec: ClipSpec) -> tuple[Tensor, Tensor]:
-    """Frames (V,T,C,size,size) and seconds (V,T) of V clips, even of none."""
-    if not clips:
-        shape = (0, spec.frames, 3, spec.size, spec.size)
-        return torch.empty(shape, dtype=torch.uint8), torch.empty(0, spec.frames, dtype=torch.float64)
-    # (T,H,W,C) order in memory whatever made the clips: the order of sums in a model must not depend on it.
-    pixels = torch.stack([clip.frames.permute(0, 2, 3, 1) for clip in clips]).permute(0, 1, 4, 2, 3)
-    return pixels, torch.stack([clip.seconds for clip in clips])
-
-
-def cores() -> int:
-    """Cores this process may use, at most MAX_WORKERS."""
-    return min(MAX_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

@@ -13,11 +13,11 @@ from torch import Tensor
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.evaluate.multiview import crops_of, videos, views
 from tubelet.features import fingerprint
-from tubelet.loading import each_view
 from tubelet.models._model import Model
 from tubelet.records import Example, unnamed
 from tubelet.video.decode import probe
 from tubelet.video.guard import run
+from tubelet.views import each_view
 
 if TYPE_CHECKING:
     import pyarrow as pa

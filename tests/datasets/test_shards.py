@@ -18,12 +18,13 @@ from tubelet.cli import main
 from tubelet.datasets import shards
 from tubelet.errors import ConfigError, DataError, VideoError
 from tubelet.inspect_data import inspect
-from tubelet.loading import LoaderConfig, TrainLoader, load_views
+from tubelet.loading import LoaderConfig, TrainLoader
 from tubelet.pack import pack, pack_many
 from tubelet.records import ClipSpec
 from tubelet.video.augment import AugmentConfig
 from tubelet.video.decode import decode, probe
 from tubelet.video.write import write_video
+from tubelet.views import load_views
 
 SPEC = ClipSpec(frames=4, stride_frames=2, size=32)
 

@@ -6,8 +6,8 @@ import torch
 from tubelet import datasets, models
 from tubelet.errors import DataError
 from tubelet.evaluate.multiview import label_numbers, look, views
-from tubelet.loading import load_views
 from tubelet.records import ClipSpec, Example
+from tubelet.views import load_views
 
 SPEC = ClipSpec(frames=4, stride_frames=2, size=32)
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from tubelet.errors import ConfigError
-from tubelet.loading import generator_for
 from tubelet.objectives import combined
 from tubelet.objectives.combined import CombinedConfig
 from tubelet.recipes import pretraining
+from tubelet.seeds import generator_for
 from tubelet.train.config import TrainConfig
 from tubelet.train.loop import Run, train
 from tubelet.weights.load import load_model

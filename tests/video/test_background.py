@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from tubelet.errors import ConfigError
-from tubelet.loading import load_views
 from tubelet.records import ClipSpec
 from tubelet.video.augment import AugmentConfig, vary
 from tubelet.video.background import subtract_background
+from tubelet.views import load_views
 
 
 def moving_square(scene: torch.Tensor, frames: int = 8, gain: float = 1.0) -> torch.Tensor:

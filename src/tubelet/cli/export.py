@@ -40,7 +40,7 @@ def command(
         Print JSON.
     """
     from tubelet import datasets
-    from tubelet.loading import each_view
+    from tubelet.views import each_view
     from tubelet.weights.export import export
     from tubelet.weights.load import load_model, refuse_graph
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from tubelet.errors import DataError
-from tubelet.loading import view_batches
 from tubelet.models._model import Model
 from tubelet.records import ClipSpec, Example
+from tubelet.views import view_batches
 
 
 @dataclass(frozen=True)

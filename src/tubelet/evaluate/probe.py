@@ -21,13 +21,13 @@ from tubelet.evaluate.multiview import Looks, label_numbers, look
 from tubelet.evaluate.run import known
 from tubelet.evaluate.sides import met, run_of, sides
 from tubelet.evaluate.temporal_order import ORDERS, Pair, arrange, fill, gap_of, pair_rows, right, share_of
-from tubelet.loading import load_views
 from tubelet.models._model import Model
 from tubelet.records import ClipSpec, Example
 from tubelet.show._sheet import pick
 from tubelet.show.contact_sheet import contact_sheet
 from tubelet.show.saturation import saturation
 from tubelet.train.config import TrainConfig
+from tubelet.views import load_views
 from tubelet.weights.fill import fill as fill_weights
 from tubelet.weights.load import load_model
 

@@ -22,7 +22,6 @@ from tubelet.evaluate.linear_probe import linear_probe
 from tubelet.evaluate.linear_svm import fuse
 from tubelet.evaluate.multiview import Looks, label_numbers
 from tubelet.evaluate.sides import Met
-from tubelet.loading import load_views
 from tubelet.models._model import Model
 from tubelet.records import Example
 from tubelet.show import attention, reconstruction
@@ -32,6 +31,7 @@ from tubelet.show.contact_sheet import contact_sheet
 from tubelet.show.embedding_map import embedding_map
 from tubelet.show.masks import masks
 from tubelet.video.write import write_gif
+from tubelet.views import load_views
 
 Row = dict[str, Any]
 Pictures = dict[str, bytes]

@@ -21,7 +21,7 @@ from torch import Tensor
 from tubelet.errors import ConfigError
 from tubelet.evaluate.metrics import check, confusion_matrix, ranks, wilson_interval
 from tubelet.find import choose
-from tubelet.loading import derive, generator_for
+from tubelet.seeds import derive, generator_for
 
 # In log-odds: it moves a probability by 0.00025 at most. Rounding alone moved the answers of averaging models by less than 1e-5.
 TIE = 1e-3

@@ -16,9 +16,9 @@ from torch import Generator, Tensor
 
 from tubelet import share
 from tubelet.errors import ConfigError
-from tubelet.loading import derive
 from tubelet.models._model import Model
 from tubelet.records import Batch
+from tubelet.seeds import derive
 from tubelet.train import parallel
 
 NEEDS_LABELS = False

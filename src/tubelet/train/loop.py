@@ -23,14 +23,16 @@ from torch import Tensor, nn
 
 from tubelet import find, models, share
 from tubelet.errors import DataError, TrainingError, printable
-from tubelet.loading import TrainLoader, derive, generator_for, view_batches
+from tubelet.loading import TrainLoader
 from tubelet.models._model import Model
 from tubelet.records import Batch, Dataset
+from tubelet.seeds import derive, generator_for
 from tubelet.train import checkpoint, data, folder, optim, parallel, plan
 from tubelet.train.config import TrainConfig
 from tubelet.train.device import autocast, choose_device, choose_precision, set_up
 from tubelet.train.log import Log, Progress, environment, say
 from tubelet.train.meter import Meter
+from tubelet.views import view_batches
 from tubelet.weights.load import load_model, transfer
 from tubelet.weights.save import save as save_model
 from tubelet.weights.text import begin as begin_text

@@ -7,9 +7,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tubelet.loading import generator_for
 from tubelet.models._conv3d import BatchNorm
 from tubelet.records import Batch
+from tubelet.seeds import generator_for
 from tubelet.train import parallel
 from tubelet.train.device import autocast
 from tubelet.train.log import duration

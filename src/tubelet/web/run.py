@@ -13,8 +13,8 @@ from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from tubelet.ahead import cores
 from tubelet.errors import ConfigError, MissingExtraError
-from tubelet.loading import cores
 from tubelet.web.folder import uploads_folder
 from tubelet.web.uploads import Limits, Uploads
 

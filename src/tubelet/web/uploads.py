@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tubelet.errors import VideoError
-from tubelet.loading import derive
+from tubelet.seeds import derive
 from tubelet.video.decode import VideoInfo, probe
 from tubelet.video.guard import run
 from tubelet.web.refused import Refused

@@ -17,7 +17,6 @@ from tubelet.evaluate.multiview import crops_of
 from tubelet.evaluate.sides import run_of
 from tubelet.features import fingerprint
 from tubelet.find import choose
-from tubelet.loading import load_views
 from tubelet.models._model import Model
 from tubelet.predict import Prediction, predict
 from tubelet.scan import STEP
@@ -28,6 +27,7 @@ from tubelet.train.config import TrainConfig
 from tubelet.train.device import choose_device
 from tubelet.video.decode import decode, probe
 from tubelet.video.guard import LOOKS, check_stop, run
+from tubelet.views import load_views
 from tubelet.web.batcher import Batcher, Output
 from tubelet.web.uploads import Upload
 from tubelet.weights.load import load_model
