@@ -5,8 +5,9 @@ row and column (3D rotary positions) instead of adding a position table. With cl
 blocks, then one learned query takes what it wants from all tokens, and that is classified.
 
 How ours differs: the tubelet embedding is a Linear over values in (t, y, x, colour) order instead of a Conv3d, one weight for
-qkv, and angles are computed once for a token grid, from the grid of the clip at hand rather than from the size trained at. The
-predictor, which pretraining needs, is not here.
+qkv, and angles are computed once for a token grid, from the grid of the clip at hand rather than from the size trained at; first values
+grow as the width shrinks (Xavier), for those of 0.02 are made for widths near 1,000: a model of width 96 learned nothing from them.
+The predictor, which pretraining needs, is not here.
 
 B batch, T frames, C colours, H height, W width, N tokens, P values of a token, D width, A heads, d = D/A, K classes.
 """
@@ -155,16 +156,17 @@ class VJEPA2(Model):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Truncated normal of 0.02 for weights and the pooler's query, 0 for biases, 1 and 0 for norms."""
+        """Xavier for Linear layers, truncated normal of 0.02 for the pooler's query and the head, 0 for biases, 1 and 0 for norms."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.LayerNorm):
                 nn.init.ones_(module.weight)
                 nn.init.zeros_(module.bias)
         if self.class_names:
             nn.init.trunc_normal_(self.pooler.query, std=0.02)
+            nn.init.trunc_normal_(self.head.weight, std=0.02)
 
     def forward(self, frames: Tensor) -> dict[str, Tensor]:
         """frames (B,T,C,H,W) 0..255 -> "tokens" (B,N,D); "embedding" (B,D), what the pooler gives or else the tokens' mean;
