@@ -60,7 +60,7 @@ def test_init_weights_sets_every_value(name: str) -> None:
         assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("name", ["videomae_tiny", "vivit_base", "timesformer_base", "vjepa2_large", "swin_tiny"])
+@pytest.mark.parametrize("name", ["videomae_tiny", "vivit_base", "timesformer_base", "vjepa2_large"])
 def test_narrow_blocks_say_something_at_first(name: str) -> None:
     """First values made for widths near 1,000 leave the branches of a narrow block a hundredth of what they are added to."""
     torch.manual_seed(0)
@@ -68,7 +68,9 @@ def test_narrow_blocks_say_something_at_first(name: str) -> None:
     added: list[float] = []
     for module in model.modules():
         if type(module).__name__ == "Block":
-            module.register_forward_hook(lambda block, given, out: added.append(float((out - given[0]).norm() / given[0].norm())))
+            module.register_forward_hook(
+                lambda block, given, out: added.append(float((out - given[0]).norm() / given[0].norm()))
+            )
     with torch.no_grad():
         model(clips(model.spec))
     assert len(added) >= 4 and min(added) > 0.1

@@ -7,7 +7,7 @@ import torch
 from tubelet import models
 from tubelet.errors import ConfigError
 from tubelet.models import _tokens
-from tubelet.models._transformer import Attention
+from tubelet.models._transformer import Attention, init_mimetic
 from tubelet.records import ClipSpec
 
 SIZES = dict(width=48, depth=2, heads=3, decoder_width=24, decoder_depth=1, decoder_heads=3, patch=8)
@@ -35,7 +35,7 @@ def test_tokens_at_one_place_look_alike() -> None:
 def test_mimetic_first_values_attend_to_what_is_alike() -> None:
     torch.manual_seed(0)
     attention = Attention(48, 3)
-    attention.init_mimetic()
+    init_mimetic(attention.qkv, attention.proj, attention.heads)
     for head in range(3):
         rows = slice(16 * head, 16 * head + 16)
         product = attention.qkv.weight[:48][rows].T @ attention.qkv.weight[48:96][rows]

@@ -7,8 +7,7 @@ exchange what they know: they lie half a window further, and those that the bord
 How ours differs: the tubelet embedding is a Linear over values in (t, y, x, colour) order instead of a Conv3d; windows that
 the border cuts alike attend together, so that there are at most eight masks and not one a window. On clips smaller than a window
 the window shrinks, as in the paper, and the bias is that of the true offset, where the original takes the first rows of its
-table (the same unless rows or columns shrink). Clips that do not divide are filled up with zeros, which are attended to. First
-values grow as the width shrinks (Xavier), for those of 0.02 leave the blocks of a narrow model nearly without a say.
+table (the same unless rows or columns shrink). Clips that do not divide are filled up with zeros, which are attended to.
 
 B batch, T slots, H rows, W columns, D width, A heads, d = D/A, N tokens of a window, n windows, K classes.
 """
@@ -188,10 +187,10 @@ class Swin(Model):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Xavier for Linear layers, truncated normal of 0.02 for bias tables and the head, 0 for biases, 1 and 0 for norms."""
+        """Truncated normal of 0.02 for weights and bias tables, 0 for biases, 1 and 0 for norms."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
+                nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.LayerNorm):
@@ -199,8 +198,6 @@ class Swin(Model):
                 nn.init.zeros_(module.bias)
             elif isinstance(module, WindowAttention):
                 nn.init.trunc_normal_(module.bias_table, std=0.02)
-        if self.class_names:
-            nn.init.trunc_normal_(self.head.weight, std=0.02)
 
     def forward(self, frames: Tensor) -> dict[str, Tensor]:
         """frames (B,T,C,H,W) 0..255 -> "tokens" (B,N,D) of the last stage; "embedding" (B,D), their mean; "logits" (B,K)."""

@@ -31,7 +31,7 @@ from tubelet.models._tokens import (
     resize_positions,
     separable_positions,
 )
-from tubelet.models._transformer import MLP, BiasedAttention, Dropout, DropPath, LayerNorm, drop_path_rates
+from tubelet.models._transformer import MLP, BiasedAttention, Dropout, DropPath, LayerNorm, drop_path_rates, init_mimetic
 from tubelet.records import ClipSpec
 from tubelet.video.normalize import normalize
 
@@ -99,13 +99,14 @@ class TimeSformer(Model):
     averaged: it does not know the order of frames).
 
     patch is the pixels of one token; `position_grid` the grid (frames, rows, columns) that the position tables hold: the clip's
-    that the model is built for, and kept when it is rebuilt for other clips, for which the tables are interpolated.
+    that the model is built for, and kept when it is rebuilt for other clips, for which the tables are interpolated. first_values
+    is "xavier" or "mimetic" (see _transformer.init_mimetic), from which a small model learns motion from fewer clips.
     """
 
     def __init__(
         self, name: str, spec: ClipSpec, class_names: tuple[str, ...] = (), *, width: int, depth: int, heads: int,
         attention: str = "divided", patch: int = 16, mlp_ratio: float = 4.0, drop_path: float = 0.0, dropout: float = 0.0,
-        position_grid: Sequence[int] | None = None,
+        position_grid: Sequence[int] | None = None, first_values: str = "xavier",
     ) -> None:  # fmt: skip
         super().__init__()
         self.name, self.spec, self.class_names = name, spec, class_names
@@ -116,6 +117,7 @@ class TimeSformer(Model):
         self.options: dict[str, Any] = dict(
             width=width, depth=depth, heads=heads, attention=attention, patch=patch, mlp_ratio=mlp_ratio,
             drop_path=drop_path, dropout=dropout, position_grid=list(self.position_grid),
+            first_values=choose(first_values, ("xavier", "mimetic"), "first_values"),
         )  # fmt: skip
 
         slots, rows, columns = self.position_grid
@@ -148,6 +150,10 @@ class TimeSformer(Model):
                 nn.init.zeros_(parameter)
             else:
                 nn.init.xavier_uniform_(parameter)
+        if self.options["first_values"] == "mimetic":
+            for module in self.modules():
+                if isinstance(module, BiasedAttention):
+                    init_mimetic(module.qkv, module.proj, self.options["heads"])
         third = self.width // 6 * 2  # the channels of `separable_positions` that tell the time
         table = separable_positions(self.position_grid, self.width).unflatten(0, (self.position_grid[0], -1))  # (T,S,D)
         with torch.no_grad():
