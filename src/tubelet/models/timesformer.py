@@ -135,7 +135,8 @@ class TimeSformer(Model):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Every first value: Xavier for Linear layers, normal of 0.02 for the cls token and the head, 0 for biases, 1 and 0 for norms.
+        """Every first value: Xavier (or mimetic) for Linear layers, normal of 0.02 for the cls token and the head, 0 for biases,
+        1 and 0 for norms.
 
         Both position tables add up to one of `separable_positions`: a third of the channels tells the time, the others the place.
         """

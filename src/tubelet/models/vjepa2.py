@@ -5,9 +5,9 @@ row and column (3D rotary positions) instead of adding a position table. With cl
 blocks, then one learned query takes what it wants from all tokens, and that is classified.
 
 How ours differs: the tubelet embedding is a Linear over values in (t, y, x, colour) order instead of a Conv3d, one weight for
-qkv, and angles are computed once for a token grid, from the grid of the clip at hand rather than from the size trained at; first values
-grow as the width shrinks (Xavier), for those of 0.02 are made for widths near 1,000: a model of width 96 learned nothing from them.
-The predictor, which pretraining needs, is not here.
+qkv, and angles are computed once for a token grid, from the grid of the clip at hand rather than from the size trained at.
+First values grow as the width shrinks (Xavier): those of 0.02 are made for widths near 1,000, and a model of width 96 learned
+nothing from them. The predictor, which pretraining needs, is not here.
 
 B batch, T frames, C colours, H height, W width, N tokens, P values of a token, D width, A heads, d = D/A, K classes.
 """
@@ -159,7 +159,8 @@ class VJEPA2(Model):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Xavier for Linear layers, truncated normal of 0.02 for the pooler's query and the head, 0 for biases, 1 and 0 for norms."""
+        """Xavier (or mimetic) for Linear layers, truncated normal of 0.02 for the pooler's query and the head, 0 for biases,
+        1 and 0 for norms."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
