@@ -6,7 +6,8 @@ blocks, then one learned query takes what it wants from all tokens, and that is 
 
 How ours differs: the tubelet embedding is a Linear over values in (t, y, x, colour) order instead of a Conv3d, one weight for
 qkv, and angles are computed once for a token grid, from the grid of the clip at hand rather than from the size trained at.
-First values grow as the width shrinks (Xavier): those of 0.02 are made for widths near 1,000. The predictor, which pretraining needs, is not here.
+First values grow as the width shrinks (Xavier): those of 0.02 are made for widths near 1,000. The predictor, which pretraining
+needs, is not here.
 
 B batch, T frames, C colours, H height, W width, N tokens, P values of a token, D width, A heads, d = D/A, K classes.
 """
