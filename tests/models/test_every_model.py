@@ -8,6 +8,8 @@ from torch import nn
 
 from tubelet import models
 from tubelet.models._model import Model
+from tubelet.recipes.compare import LADDER
+from tubelet.records import ClipSpec
 from tubelet.train.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from tubelet.train.loop import train
 from tubelet.weights.load import load_model
@@ -56,6 +58,22 @@ def test_init_weights_sets_every_value(name: str) -> None:
                 parameter.fill_(float("nan"))
         model.init_weights()
         assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["videomae_tiny", "vivit_base", "timesformer_base", "vjepa2_large"])
+def test_narrow_blocks_say_something_at_first(name: str) -> None:
+    """First values made for widths near 1,000 leave the branches of a narrow block a hundredth of what they are added to."""
+    torch.manual_seed(0)
+    model = models.build(name, ClipSpec(frames=16, size=32), ("a", "b"), **LADDER[name])
+    added: list[float] = []
+    for module in model.modules():
+        if type(module).__name__ == "Block":
+            module.register_forward_hook(
+                lambda block, given, out: added.append(float((out - given[0]).norm() / given[0].norm()))
+            )
+    with torch.no_grad():
+        model(clips(model.spec))
+    assert len(added) >= 4 and min(added) > 0.1
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -7,7 +7,7 @@ import torch
 from tubelet import models
 from tubelet.errors import ConfigError
 from tubelet.models import _tokens
-from tubelet.models._transformer import Attention
+from tubelet.models._transformer import Attention, init_mimetic
 from tubelet.records import ClipSpec
 
 SIZES = dict(width=48, depth=2, heads=3, decoder_width=24, decoder_depth=1, decoder_heads=3, patch=8)
@@ -35,7 +35,7 @@ def test_tokens_at_one_place_look_alike() -> None:
 def test_mimetic_first_values_attend_to_what_is_alike() -> None:
     torch.manual_seed(0)
     attention = Attention(48, 3)
-    attention.init_mimetic()
+    init_mimetic(attention.qkv, attention.proj, attention.heads)
     for head in range(3):
         rows = slice(16 * head, 16 * head + 16)
         product = attention.qkv.weight[:48][rows].T @ attention.qkv.weight[48:96][rows]
@@ -53,3 +53,25 @@ def test_the_options_are_kept_and_checked() -> None:
         models.build("videomae_tiny", SPEC, **SIZES, positions="2d")
     with pytest.raises(ConfigError, match="unknown first_values 'zeros'"):
         models.build("videomae_tiny", SPEC, **SIZES, first_values="zeros")
+
+
+@pytest.mark.parametrize("name", ["timesformer_base", "vjepa2_large"])
+def test_other_families_begin_mimetic_too(name: str) -> None:
+    sizes = dict(width=48, depth=2, heads=3, patch=8)
+    model = models.build(name, SPEC, **sizes, first_values="mimetic")
+    assert models.build_like(model).options["first_values"] == "mimetic"
+    products = [
+        module.proj.weight @ module.qkv.weight[96:]
+        for key, module in model.named_modules()
+        if hasattr(module, "qkv") and "pooler" not in key
+    ]
+    assert len(products) == (4 if name == "timesformer_base" else 2)  # in time and in space
+    assert all(product.diagonal().mean().item() == pytest.approx(-0.4, abs=0.1) for product in products)
+    with pytest.raises(ConfigError, match="unknown first_values 'zeros'"):
+        models.build(name, SPEC, **sizes, first_values="zeros")
+
+
+def test_timesformer_begins_with_separable_positions() -> None:
+    model = models.build("timesformer_base", SPEC, width=48, depth=1, heads=3, patch=8)
+    grid = (SPEC.frames, SPEC.size // 8, SPEC.size // 8)
+    torch.testing.assert_close(model._positions(grid), _tokens.separable_positions(grid, 48))

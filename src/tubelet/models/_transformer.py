@@ -92,26 +92,6 @@ class Attention(nn.Module):
         q, k, _ = self._heads(x)
         return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)
 
-    @torch.no_grad()
-    def init_mimetic(self) -> None:
-        """First values that look like those of a trained Transformer (Trockman & Kolter 2023, arXiv:2305.09828).
-
-        Every head's query-key product is near the identity (tokens attend to those like them, in place above all), and the
-        value-projection product near its negative. Worth it where data or steps are few.
-        """
-        width = self.proj.weight.shape[0]
-        per_head = width // self.heads
-        eye = torch.eye(width, device=self.proj.weight.device)
-        for head in range(self.heads):
-            left, scale, right = torch.linalg.svd(0.7 * torch.randn_like(eye) / width**0.5 + 0.7 * eye)
-            rows = slice(head * per_head, (head + 1) * per_head)
-            root = scale[:per_head].sqrt()
-            self.qkv.weight[:width][rows] = (left[:, :per_head] * root).T
-            self.qkv.weight[width : 2 * width][rows] = root[:, None] * right[:per_head]
-        left, scale, right = torch.linalg.svd(0.4 * torch.randn_like(eye) / width**0.5 - 0.4 * eye)
-        self.proj.weight.copy_(left * scale.sqrt())
-        self.qkv.weight[2 * width :] = scale.sqrt()[:, None] * right
-
     def _heads(self, x: Tensor, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B,A,N-first,D/A), keys and values (B,A,N,D/A)."""
         query, key, value = self.qkv.weight.chunk(3)
@@ -141,6 +121,27 @@ class BiasedAttention(nn.Module):
         over its own T moments, without a copy. bias, where there is one, broadcasts to (B,A,N,N): -inf for what is not seen."""
         q, k, v = (split_heads(y, self.size) for y in products(x, self.qkv, 3))
         return self.proj(attend(q, k, v, bias).transpose(1, 2).reshape(x.shape))
+
+
+@torch.no_grad()
+def init_mimetic(qkv: nn.Linear, proj: nn.Linear, heads: int) -> None:
+    """First values that look like those of a trained Transformer (Trockman & Kolter 2023, arXiv:2305.09828).
+
+    Every head's query-key product is near the identity (tokens attend to those like them, in place above all), and the
+    value-projection product near its negative. Worth it where data or steps are few.
+    """
+    width = proj.weight.shape[0]
+    per_head = width // heads
+    eye = torch.eye(width, device=proj.weight.device)
+    for head in range(heads):
+        left, scale, right = torch.linalg.svd(0.7 * torch.randn_like(eye) / width**0.5 + 0.7 * eye)
+        rows = slice(head * per_head, (head + 1) * per_head)
+        root = scale[:per_head].sqrt()
+        qkv.weight[:width][rows] = (left[:, :per_head] * root).T
+        qkv.weight[width : 2 * width][rows] = root[:, None] * right[:per_head]
+    left, scale, right = torch.linalg.svd(0.4 * torch.randn_like(eye) / width**0.5 - 0.4 * eye)
+    proj.weight.copy_(left * scale.sqrt())
+    qkv.weight[2 * width :] = scale.sqrt()[:, None] * right
 
 
 def products(x: Tensor, layer: nn.Linear, pieces: int) -> list[Tensor]:

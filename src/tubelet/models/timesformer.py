@@ -6,8 +6,9 @@ it saw. The cls token is classified.
 
 How ours differs: tokens are in (t, y, x) order, in the original a place's moments lie side by side; in divided attention drop
 path drops a clip's whole branch, in the original that of one place or frame; positions are interpolated linearly for other
-clips than they were made for, in the original the nearest is taken. The time embedding and `temporal_fc` have random first
-values, so that a model that begins from nothing can tell moments apart; `from_image` sets both to zero, as the original does.
+clips than they were made for, in the original the nearest is taken. The original begins as an image ViT, with the time embedding
+and `temporal_fc` at zero, and so does `from_image`. A model that begins from nothing has Xavier's first values in place of 0.02,
+which are made for wide models, and both position tables begin as sines and cosines that tell moments and places apart.
 
 B batch, T frames, S places (patches of a frame), N = T*S tokens, D width, K classes.
 """
@@ -21,8 +22,16 @@ from torch import Tensor, nn
 from tubelet.find import choose
 from tubelet.models import _keys
 from tubelet.models._model import Model
-from tubelet.models._tokens import Triple, conv_weight, grid_of, linear_weight, patchify, resize_positions
-from tubelet.models._transformer import MLP, BiasedAttention, Dropout, DropPath, LayerNorm, drop_path_rates
+from tubelet.models._tokens import (
+    Triple,
+    conv_weight,
+    grid_of,
+    linear_weight,
+    patchify,
+    resize_positions,
+    separable_positions,
+)
+from tubelet.models._transformer import MLP, BiasedAttention, Dropout, DropPath, LayerNorm, drop_path_rates, init_mimetic
 from tubelet.records import ClipSpec
 from tubelet.video.normalize import normalize
 
@@ -90,13 +99,14 @@ class TimeSformer(Model):
     averaged: it does not know the order of frames).
 
     patch is the pixels of one token; `position_grid` the grid (frames, rows, columns) that the position tables hold: the clip's
-    that the model is built for, and kept when it is rebuilt for other clips, for which the tables are interpolated.
+    that the model is built for, and kept when it is rebuilt for other clips, for which the tables are interpolated. first_values
+    is "xavier" or "mimetic" (see _transformer.init_mimetic), from which a small model learns motion from fewer clips.
     """
 
     def __init__(
         self, name: str, spec: ClipSpec, class_names: tuple[str, ...] = (), *, width: int, depth: int, heads: int,
         attention: str = "divided", patch: int = 16, mlp_ratio: float = 4.0, drop_path: float = 0.0, dropout: float = 0.0,
-        position_grid: Sequence[int] | None = None,
+        position_grid: Sequence[int] | None = None, first_values: str = "xavier",
     ) -> None:  # fmt: skip
         super().__init__()
         self.name, self.spec, self.class_names = name, spec, class_names
@@ -107,6 +117,7 @@ class TimeSformer(Model):
         self.options: dict[str, Any] = dict(
             width=width, depth=depth, heads=heads, attention=attention, patch=patch, mlp_ratio=mlp_ratio,
             drop_path=drop_path, dropout=dropout, position_grid=list(self.position_grid),
+            first_values=choose(first_values, ("xavier", "mimetic"), "first_values"),
         )  # fmt: skip
 
         slots, rows, columns = self.position_grid
@@ -124,14 +135,32 @@ class TimeSformer(Model):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Every first value: normal of 0.02 for Linear layers, tokens and positions, 0 for biases, 1 and 0 for norms."""
+        """Every first value: Xavier (or mimetic) for Linear layers, normal of 0.02 for the cls token and the head, 0 for biases,
+        1 and 0 for norms.
+
+        Both position tables add up to one of `separable_positions`: a third of the channels tells the time, the others the place.
+        """
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             elif "norm" in name:
                 nn.init.ones_(parameter)
-            else:
+            elif name in ("cls_token", "head.weight"):
                 nn.init.trunc_normal_(parameter, std=0.02)
+            elif name in ("pos_embed", "time_embed"):
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.xavier_uniform_(parameter)
+        if self.options["first_values"] == "mimetic":
+            for module in self.modules():
+                if isinstance(module, BiasedAttention):
+                    init_mimetic(module.qkv, module.proj, self.options["heads"])
+        third = self.width // 6 * 2  # the channels of `separable_positions` that tell the time
+        table = separable_positions(self.position_grid, self.width).unflatten(0, (self.position_grid[0], -1))  # (T,S,D)
+        with torch.no_grad():
+            self.pos_embed[0, 1:, third:] = table[0, :, third:]
+            if self.options["attention"] != "space":
+                self.time_embed[0, :, :third] = table[:, 0, :third]
 
     def forward(self, frames: Tensor) -> dict[str, Tensor]:
         """frames (B,T,C,H,W) 0..255 -> "tokens" (B,N,D) in (t, y, x) order; "embedding" (B,D), the cls token; "logits" (B,K)."""

@@ -35,7 +35,7 @@ from tubelet.models._tokens import (
     separable_positions,
     sine_cosine_positions,
 )
-from tubelet.models._transformer import Attention, Block, Dropout, LayerNorm, drop_path_rates
+from tubelet.models._transformer import Attention, Block, Dropout, LayerNorm, drop_path_rates, init_mimetic
 from tubelet.records import ClipSpec
 from tubelet.video.normalize import normalize
 
@@ -99,7 +99,7 @@ class VideoMAE(Model):
 
     patch and tubelet are the pixels and frames of one token. `position_grid` is the token grid the position table was made
     for; on another grid the table is interpolated. positions is "1d" or "3d" (see POSITIONS) and first_values "xavier" or
-    "mimetic" (see Attention.init_mimetic): the first of each is the paper's, the second learns from fewer clips. The eps of
+    "mimetic" (see _transformer.init_mimetic): the first of each is the paper's, the second learns from fewer clips. The eps of
     LayerNorm differ between the original (1e-6) and transformers' weights, so they are stored with the model. vocabulary is
     the number of discrete tokens (0: none); teachers says how wide the features are that are predicted in place of pixels
     (0: pixels), by the name of each teacher.
@@ -174,7 +174,7 @@ class VideoMAE(Model):
         if self.options["first_values"] == "mimetic":
             for module in self.modules():
                 if isinstance(module, Attention):
-                    module.init_mimetic()
+                    init_mimetic(module.qkv, module.proj, module.heads)
         for decoder in self.decoders().values():
             nn.init.trunc_normal_(decoder.mask_token, std=0.02, a=-0.02, b=0.02)
         if self.vocabulary is not None:

@@ -5,8 +5,9 @@ row and column (3D rotary positions) instead of adding a position table. With cl
 blocks, then one learned query takes what it wants from all tokens, and that is classified.
 
 How ours differs: the tubelet embedding is a Linear over values in (t, y, x, colour) order instead of a Conv3d, one weight for
-qkv, and angles are computed once for a token grid, from the grid of the clip at hand rather than from the size trained at. The
-predictor, which pretraining needs, is not here.
+qkv, and angles are computed once for a token grid, from the grid of the clip at hand rather than from the size trained at.
+First values grow as the width shrinks (Xavier): those of 0.02 are made for widths near 1,000. The predictor, which pretraining
+needs, is not here.
 
 B batch, T frames, C colours, H height, W width, N tokens, P values of a token, D width, A heads, d = D/A, K classes.
 """
@@ -19,10 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tubelet.errors import ConfigError
+from tubelet.find import choose
 from tubelet.models._keys import Table, count, to_ours, to_theirs, weights
 from tubelet.models._model import Model
 from tubelet.models._tokens import Triple, conv_weight, linear_weight, patchify
-from tubelet.models._transformer import MLP, DropPath, LayerNorm, attend, drop_path_rates
+from tubelet.models._transformer import MLP, DropPath, LayerNorm, attend, drop_path_rates, init_mimetic
 from tubelet.records import ClipSpec
 from tubelet.video.normalize import normalize
 
@@ -128,18 +130,20 @@ class Pooler(nn.Module):
 
 
 class VJEPA2(Model):
-    """patch and tubelet are the pixels and frames of one token; pooler_depth the pooler's blocks before its query."""
+    """patch and tubelet are the pixels and frames of one token; pooler_depth the pooler's blocks before its query. first_values is
+    "xavier" or "mimetic" (see _transformer.init_mimetic), from which a small encoder learns motion from fewer clips."""
 
     def __init__(
         self, name: str, spec: ClipSpec, class_names: tuple[str, ...] = (), *, width: int, depth: int, heads: int,
         mlp_ratio: float = 4.0, pooler_depth: int = 3, patch: int = 16, tubelet: int = 2, drop_path: float = 0.0,
-        eps: float = 1e-6,
+        eps: float = 1e-6, first_values: str = "xavier",
     ) -> None:  # fmt: skip
         super().__init__()
         self.name, self.spec, self.class_names = name, spec, class_names
         self.options: dict[str, Any] = dict(
             width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio, pooler_depth=pooler_depth, patch=patch,
             tubelet=tubelet, drop_path=drop_path, eps=eps,
+            first_values=choose(first_values, ("xavier", "mimetic"), "first_values"),
         )  # fmt: skip
         self.width, self.depth, self.tubelet = width, depth, (tubelet, patch, patch)
         if width % heads or width // heads % 2:
@@ -155,16 +159,22 @@ class VJEPA2(Model):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Truncated normal of 0.02 for weights and the pooler's query, 0 for biases, 1 and 0 for norms."""
+        """Xavier (or mimetic) for Linear layers, truncated normal of 0.02 for the pooler's query and the head, 0 for biases,
+        1 and 0 for norms."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.LayerNorm):
                 nn.init.ones_(module.weight)
                 nn.init.zeros_(module.bias)
+        if self.options["first_values"] == "mimetic":
+            for block in self.blocks:
+                assert isinstance(block, Block)
+                init_mimetic(block.attn.qkv, block.attn.proj, block.attn.heads)
         if self.class_names:
             nn.init.trunc_normal_(self.pooler.query, std=0.02)
+            nn.init.trunc_normal_(self.head.weight, std=0.02)
 
     def forward(self, frames: Tensor) -> dict[str, Tensor]:
         """frames (B,T,C,H,W) 0..255 -> "tokens" (B,N,D); "embedding" (B,D), what the pooler gives or else the tokens' mean;

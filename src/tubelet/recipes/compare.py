@@ -39,11 +39,11 @@ LADDER: dict[str, dict[str, Any]] = {
     "nonlocal_r2plus1d_18": {"net_options": {"width": 16}},
     "two_stream_resnet18": {"width": 16},
     "cnn_lstm_resnet18": {"channels": 16, "hidden": 64},
-    "timesformer_base": _VIT,
+    "timesformer_base": {**_VIT, "first_values": "mimetic"},
     "vivit_base": _VIT,
     "mvitv2_small": {"width": 24, "heads": 1, "blocks": [1, 2, 2], "kv_stride": 4},
     "swin_tiny": {"width": 24, "heads": 2, "blocks": [2, 2, 2], "window": [4, 4, 4]},
-    "vjepa2_large": {**_VIT, "pooler_depth": 1},
+    "vjepa2_large": {**_VIT, "pooler_depth": 1, "first_values": "mimetic"},
     "videomae_tiny": {**_VIT, "positions": "3d", "first_values": "mimetic"},
 }
 # Settings that the command decides by other means.
