@@ -20,7 +20,14 @@ from tubelet.video.write import write_video
 from tubelet.weights.load import load_model
 from tubelet.weights.save import save
 
-CODE = "import sys; from tubelet import cli, scan; scan.KEEP_SECONDS = 0.0; sys.exit(cli.main(sys.argv[1:]))"
+# The handler is set because a shell's background jobs, and what they start, ignore Ctrl-C.
+CODE = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from tubelet import cli, scan
+scan.KEEP_SECONDS = 0.0
+sys.exit(cli.main(sys.argv[1:]))
+"""
 SPEC = ClipSpec(frames=4, stride_frames=1, size=16)
 
 

@@ -101,15 +101,21 @@ def test_what_takes_too_long_is_ended(served: Served, frozen: tuple[str, set[int
 
 
 def go_away(served: Served, readers: set[int], request: str) -> None:
-    """Somebody asks and closes, until one of them did so when the work had begun: then a process that read is gone."""
+    """Somebody asks and closes, a little later each time, until the work had begun: then a process that read is gone."""
     client, process = served
+    patience = iter([0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2])  # seconds; after 6 the server itself would end it
 
     def one_is_gone() -> bool:
         with socket.create_connection(("127.0.0.1", int(client.address.rpartition(":")[2])), timeout=30) as asking:
             asking.sendall(request.encode())
             until(lambda: number(client, "tubelet_requests_in_progress") == 1)
+            time.sleep(next(patience))
         until(lambda: number(client, "tubelet_requests_in_progress") == 0)
-        return len(readers & children(process)) < len(readers)
+        for _ in range(40):  # the thread that reads sees it a little later than the request ends
+            if len(readers & children(process)) < len(readers):
+                return True
+            time.sleep(0.05)
+        return False
 
     until(one_is_gone)
 

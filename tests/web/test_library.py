@@ -137,8 +137,14 @@ def test_a_library_that_grows_while_it_is_served_is_played_and_taught(client, in
         assert client.post("/api/heads", json={"tags": tags}).status_code == 200
         both = client.post("/api/heads", json={"tags": [*tags, tags[0] | {"label": "another"}]})
         assert both.status_code == 422 and "give each one tag" in both.json()["error"]
-    finally:
+        found = Library(uri, "cpu")
+        hits = index.search(search.text_vector(load_model(model), "left"), 20)
         other.unlink()
+        index.remove(index.gone())
+        told = found._moments(hits)  # found, and taken out before it is told
+        assert [os.path.basename(moment.name) for moment in told] == [os.path.basename(hit.path) for hit in hits]
+    finally:
+        other.unlink(missing_ok=True)
         index.remove(index.gone())
 
 

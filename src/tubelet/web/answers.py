@@ -13,7 +13,7 @@ from fastapi.responses import StreamingResponse
 from tubelet.errors import TubeletError, printable
 from tubelet.video.guard import Stopped
 from tubelet.web.desk import Desk
-from tubelet.web.refused import Refused
+from tubelet.web.refused import Refused, unforeseen
 from tubelet.web.uploads import without
 
 Tell = Callable[[float], object]  # is told how much of the work is done, 0 to 1
@@ -69,8 +69,9 @@ async def _stream(running: asyncio.Future[bytes], parts: asyncio.Queue[float | N
                 yield f'event: progress\ndata: {{"part": {part:.3f}}}\n\n'
         try:
             yield f"event: done\ndata: {running.result().decode()}\n\n"
-        except (Refused, TubeletError, Stopped) as error:
-            yield f"event: problem\ndata: {json.dumps({'error': printable(' '.join(str(error).split()))})}\n\n"
+        except Exception as error:
+            said = error if isinstance(error, Refused | TubeletError | Stopped) else unforeseen(error)
+            yield f"event: problem\ndata: {json.dumps({'error': printable(' '.join(str(said).split()))})}\n\n"
     finally:
         running.cancel()
 

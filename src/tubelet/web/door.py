@@ -5,7 +5,6 @@ import hmac
 import ipaddress
 import math
 import time
-import traceback
 from collections.abc import Callable
 
 from fastapi import FastAPI, Request, Response
@@ -19,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tubelet.errors import TubeletError, printable
 from tubelet.video.guard import Stopped
 from tubelet.web.desk import Numbers, Options
-from tubelet.web.refused import Refused
+from tubelet.web.refused import Refused, unforeseen
 
 # No script, style, picture or connection but our own; nobody may frame the page or guess types.
 HEADERS = {
@@ -153,11 +152,8 @@ def _what_went_wrong(error: Exception) -> Response:
         return problem(error.status, error.message, error.retry_seconds)
     if isinstance(error, ClientDisconnect):
         return problem(499, "whoever asked has gone")
-    if isinstance(error, OSError):
-        why = error.strerror or "its disk"
-        return problem(507, f"the server cannot keep this: {why}; make room, or name another --folder")
-    traceback.print_exception(error)
-    return problem(500, "a mistake in the server; its log has the details")
+    known = unforeseen(error)
+    return problem(known.status, known.message)
 
 
 def refuse_strangers(request: Request, options: Options) -> None:

@@ -5,6 +5,7 @@ A file is called by its key, a hash of its path; a path that comes from outside 
 
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -53,24 +54,24 @@ class Library:
             raise CheckpointError(f"{error}; {uri} was made with it: serve it beside the others if it has moved") from error
         self.index.check(self.network)
         self.paths: dict[str, str] = {}  # by key
-        self.keys: dict[str, str] = {}  # and the other way round
         self.roots: dict[str, str] = {}  # by path: where its folder really was when the path was first seen
         self.version = -1
+        self._looking = threading.Lock()  # one looks for all
         self.refresh()
 
     def refresh(self) -> None:
         """Looks again at what is in the library, if that has changed."""
-        version = self.index.version()
-        if version == self.version:
-            return
-        found = sorted(set(self.index.files().values()))
-        self.paths = {hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:32]: path for path in found}
-        self.keys = {path: key for key, path in self.paths.items()}
-        plain = [path for path in found if storage.is_plain(path)]
-        for path in plain:
-            self.roots.setdefault(path, os.path.dirname(os.path.realpath(path)))
-        self.common = os.path.commonpath([os.path.dirname(path) for path in plain]) if plain else ""
-        self.windows, self.version = len(self.index), version
+        with self._looking:
+            version = self.index.version()
+            if version == self.version:
+                return
+            found = sorted(set(self.index.files().values()))
+            plain = [path for path in found if storage.is_plain(path)]
+            for path in plain:
+                self.roots.setdefault(path, os.path.dirname(os.path.realpath(path)))
+            self.paths = {key_of(path): path for path in found}
+            self.common = os.path.commonpath([os.path.dirname(path) for path in plain]) if plain else ""
+            self.windows, self.version = len(self.index), version
 
     def about(self) -> dict[str, Any]:
         """How much it holds, and whether its model reads words."""
@@ -160,7 +161,12 @@ class Library:
         self, path: str, start: float, end: float, score: float, label: str = "", text: str = "", gone: bool = False
     ) -> Moment:
         name = os.path.relpath(path, self.common) if self.common and storage.is_plain(path) else path
-        return Moment(self.keys[path], printable(name), start, end, score, label, text, gone)
+        return Moment(key_of(path), printable(name), start, end, score, label, text, gone)
+
+
+def key_of(path: str) -> str:
+    """What a file is called by, whether the library still has it or not."""
+    return hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 def _largest(values: Tensor, among: Tensor, count: int) -> list[int]:

@@ -13,11 +13,12 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from tubelet.errors import VideoError
 from tubelet.seeds import derive
 from tubelet.video.decode import VideoInfo, probe
-from tubelet.video.guard import run
+from tubelet.video.guard import LOOKS, check_stop, run
 from tubelet.web.refused import Refused
 
 _ID = re.compile(r"[0-9a-f]{64}")
@@ -65,6 +66,7 @@ class Uploads:
         self.folder, self.limits = Path(folder), limits
         self.folder.mkdir(parents=True, exist_ok=True)
         self._writing = threading.Lock()
+        self._making: WeakValueDictionary[Path, threading.Lock] = WeakValueDictionary()  # one for each answer in the making
 
     async def receive(self, chunks: AsyncIterator[bytes], announced: int | None) -> Received:
         """Takes a file in; `announced` is the length that the client promised, if it did. Refused: 413 too large, 422 empty."""
@@ -132,32 +134,44 @@ class Uploads:
         return self.folder / id
 
     def cached(self, id: str, question: tuple[Any, ...], make: Callable[[], bytes]) -> bytes:
-        """The answer to a question (everything that it depends on) about an upload, worked out at most once."""
+        """The answer to a question (everything that it depends on) about an upload, worked out once: who asks meanwhile waits for
+        it, and makes it where whoever made it has gone."""
         place = self.folder / f"{self._about(id).stem}.{derive(*question):016x}.answer"
-        with contextlib.suppress(FileNotFoundError):
-            return place.read_bytes()
-        answer = make()
         with self._writing:
-            if len(answer) <= CACHED_BYTES and self._about(id).exists():
-                _write(place, answer)
-                self._make_room(id)
-        return answer
+            making = self._making.setdefault(place, threading.Lock())
+        while not making.acquire(timeout=1 / LOOKS):
+            check_stop()
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                return place.read_bytes()
+            answer = make()
+            with self._writing:
+                if len(answer) <= CACHED_BYTES and self._about(id).exists():
+                    _write(place, answer)
+                    self._make_room(id)
+            return answer
+        finally:
+            making.release()
 
     def _make_room(self, newest: str) -> None:
-        """Removes the oldest uploads, and the answers about them, until what is left fits."""
-        pieces: dict[str, list[Path]] = {}
+        """Removes the oldest uploads, and the answers about them, until what is left fits. Another server of this folder may do so
+        too."""
+        pieces: dict[str, list[tuple[Path, os.stat_result]]] = {}
         held = 0
         for file in self.folder.iterdir():
             with contextlib.suppress(FileNotFoundError):  # a part that was dropped meanwhile
-                held += file.stat().st_size
-                pieces.setdefault(file.name.partition(".")[0], []).append(file)
-        kept = [id for id in pieces if _ID.fullmatch(id) and (self.folder / id).exists() and id != newest]
-        for id in sorted(kept, key=lambda id: (self.folder / id).stat().st_mtime):
+                state = file.stat()
+                held += state.st_size
+                pieces.setdefault(file.name.partition(".")[0], []).append((file, state))
+        ages = {id: state.st_mtime for id in pieces for file, state in pieces[id] if file.name == id and _ID.fullmatch(id)}
+        for id in sorted(ages.keys() - {newest}, key=lambda id: ages[id]):
             if held <= self.limits.gigabytes_kept * 1e9:
                 return
-            for file in sorted(pieces[id], key=lambda file: file.suffix != ".json"):  # first what says that it is there
-                held -= file.stat().st_size
-                file.unlink()
+            for file, state in sorted(
+                pieces[id], key=lambda piece: piece[0].suffix != ".json"
+            ):  # first what says that it is there
+                held -= state.st_size
+                file.unlink(missing_ok=True)
 
     def _about(self, id: str) -> Path:
         if not _ID.fullmatch(id):
