@@ -228,7 +228,7 @@ def fill_with_ray(plan: Plan, load: Callable[[], Model], answer: Answer, gpu: bo
     if own:
         try:
             ray.init(log_to_driver=False, include_dashboard=False if "RAY_ADDRESS" not in os.environ else None)
-        except (ConnectionError, RayError) as error:
+        except (ConnectionError, ValueError, RayError) as error:  # not there, not an address, not the same token
             raise ConfigError(
                 f"cannot join the Ray cluster {os.environ.get('RAY_ADDRESS', 'of this machine')} ({str(error).splitlines()[0]}): "
                 "see whether it runs (`ray status`), and that RAY_ADDRESS and Ray's token are the same here and there"
@@ -237,7 +237,7 @@ def fill_with_ray(plan: Plan, load: Callable[[], Model], answer: Answer, gpu: bo
     running: dict[Any, tuple[Any, int | None]] = {}  # by what comes back: the worker, and its partition unless it still loads
 
     def start() -> None:
-        worker = remote.remote(shared, load, os.getcwd())
+        worker: Any = remote.remote(shared, load, os.getcwd())
         running[worker.loaded.remote()] = worker, None
 
     try:
