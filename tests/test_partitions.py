@@ -1,9 +1,11 @@
 """Partitions: many processes and restarts give the table of one unbroken run, and no video is answered twice."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -186,6 +188,69 @@ def test_ray_workers_that_die_or_fail_cost_what_they_must(folders, data, tmp_pat
     assert error[0] == "error" and "1" in error[1] and error[2:] == ["1", "CheckpointError: there is no room"]
     assert always[0] == "always" and "1" in always[1] and always[2] == "3"
     assert always[3].startswith("DataError: the workers of Ray keep dying (") and "too little memory" in always[3]
+
+
+LOST_MACHINE = """
+import sys, threading, time
+from functools import partial
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from tubelet import datasets, partitions
+from tubelet.features import embed_table
+from tubelet.weights.load import load_model
+
+model, data, out = sys.argv[1:]
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+machine = cluster.add_node(num_cpus=1).node_id
+ray.init(address=cluster.address, log_to_driver=False)
+plan = partitions.begin(f"{out}/partitions", datasets.read(data).examples, {}, 4)
+
+def answer(model, examples, *, on_missing):
+    number = next(number for number in range(plan.partitions) if plan.part(number) == examples)
+    with open(f"{out}/tries", "a") as tries:
+        tries.write(f"{number} ")
+    if ray.get_runtime_context().get_node_id() == machine:
+        Path(f"{out}/stuck").write_text(str(number))
+        time.sleep(600)
+    while not Path(f"{out}/stuck").exists():  # the other worker may still load
+        time.sleep(0.05)
+    return embed_table(model, examples, clips=2, workers=0, on_missing=on_missing)
+
+def lose():
+    while not Path(f"{out}/stuck").exists() or len(plan.todo()) > 4:
+        time.sleep(0.05)
+    cluster.remove_node(next(node for node in cluster.worker_nodes if node.node_id == machine), allow_graceful=False)
+
+threading.Thread(target=lose, daemon=True).start()
+partitions.fill_with_ray(plan, partial(load_model, model), answer, False, lambda line: None)
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_a_machine_that_leaves_a_ray_cluster_costs_the_partition_it_was_at(folders, data, unbroken, tmp_path):
+    """One of two: the other makes the rest, though the lost one's processors never come back."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'tubelet[ray]'")
+    words = [sys.executable, "-c", LOST_MACHINE, folders / "plain", data, tmp_path]
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    lost, tries = (tmp_path / "stuck").read_text(), Counter((tmp_path / "tries").read_text().split())
+    assert tries == {number: 2 if number == lost else 1 for number in tries}
+    check_whole(tmp_path / "partitions", unbroken)
+
+
+def test_a_ray_cluster_that_is_not_there_is_said(folders, data, tmp_path):
+    """What is no address is known at once; one that does not answer is given up by Ray after minutes."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'tubelet[ray]'")
+    words = [sys.executable, "-m", "tubelet", "embed", folders / "plain", data, *EMBED, tmp_path / "out", "--engine", "ray"]
+    done = subprocess.run(
+        [str(word) for word in words], env=os.environ | {"RAY_ADDRESS": "nonsense"}, capture_output=True, text=True, timeout=280
+    )
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and last.startswith("error: cannot join the Ray cluster nonsense (Invalid address"), done.stderr
+    assert "RAY_ADDRESS" in last and "Traceback" not in done.stderr
 
 
 def test_ray_that_is_missing_is_said(folders, data, tmp_path, capsys, monkeypatch):

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,14 +196,15 @@ def fill_with_ray(plan: Plan, load: Callable[[], Model], answer: Answer, gpu: bo
     """`fill` by the workers of a Ray cluster, RAY_ADDRESS or this machine: one for every GPU if `gpu`, else for every CPU.
 
     All of them must see the videos and plan.folder under the same paths. What a worker raises is raised here, DataError where
-    they die of one partition (what is finished stays); MissingExtraError without Ray.
+    they die of one partition (what is finished stays), ConfigError for a cluster that cannot be reached; MissingExtraError
+    without Ray.
 
-    Actors rather than a Ray Data pipeline, which hands a partition that kills its worker to the next one for ever.
+    Actors rather than a Ray Data pipeline, which hands a partition that kills its worker to the next one for ever; and a new
+    actor for one that died rather than Ray's restarts, which would wait for room where a machine is gone.
     """
     try:
         import ray
-        from ray.exceptions import RayActorError, RayTaskError
-        from ray.util import ActorPool
+        from ray.exceptions import RayActorError, RayError, RayTaskError
     except ImportError as error:
         raise MissingExtraError("--engine ray needs Ray: pip install 'tubelet[ray]'") from error
 
@@ -213,6 +215,9 @@ def fill_with_ray(plan: Plan, load: Callable[[], Model], answer: Answer, gpu: bo
             os.chdir(where)  # relative paths mean the same as where the command was typed
             self.plan, self.model = plan, load()
 
+        def loaded(self) -> None:
+            """Comes back once the model is there."""
+
         def make(self, number: int) -> str:
             return make(self.plan, number, self.model, answer)
 
@@ -221,25 +226,53 @@ def fill_with_ray(plan: Plan, load: Callable[[], Model], answer: Answer, gpu: bo
         return 0
     own = not ray.is_initialized()
     if own:
-        ray.init(log_to_driver=False, include_dashboard=False if "RAY_ADDRESS" not in os.environ else None)
-    workers: list[Any] = []
+        try:
+            ray.init(log_to_driver=False, include_dashboard=False if "RAY_ADDRESS" not in os.environ else None)
+        except (ConnectionError, ValueError, RayError) as error:  # not there, not an address, not the same token
+            raise ConfigError(
+                f"cannot join the Ray cluster {os.environ.get('RAY_ADDRESS', 'of this machine')} ({str(error).splitlines()[0]}): "
+                "see whether it runs (`ray status`), and that RAY_ADDRESS and Ray's token are the same here and there"
+            ) from error
+    waiting, tries, idle = deque(todo), Counter[int](), list[Any]()
+    running: dict[Any, tuple[Any, int | None]] = {}  # by what comes back: the worker, and its partition unless it still loads
+
+    def start() -> None:
+        worker: Any = remote.remote(shared, load, os.getcwd())
+        running[worker.loaded.remote()] = worker, None
+
     try:
         count = min(len(todo), max(1, int(ray.cluster_resources().get("GPU" if gpu else "CPU", 1))))
-        # A worker that dies (out of memory, a machine that leaves) is replaced, and its partition tried twice more.
-        remote = ray.remote(num_cpus=1, num_gpus=int(gpu), max_restarts=-1, max_task_retries=2)(Worker)
+        remote = ray.remote(num_cpus=1, num_gpus=int(gpu))(Worker)
         shared = ray.put(plan)
-        workers += [remote.remote(shared, load, os.getcwd()) for _ in range(count)]
-        for line in ActorPool(workers).map_unordered(lambda worker, number: worker.make.remote(number), todo):
-            say(line)
+        for _ in range(count):
+            start()
+        while waiting or any(number is not None for _, number in running.values()):
+            back = ray.wait(list(running))[0][0]
+            worker, number = running.pop(back)
+            try:
+                line = ray.get(back)
+            except RayActorError as error:  # out of memory, or the machine has left
+                ray.kill(worker)
+                if number is not None:
+                    tries[number] += 1
+                    waiting.append(number)
+                    start()
+                if (number is not None and tries[number] == 3) or not (running or idle):
+                    raise DataError(
+                        f"the workers of Ray keep dying ({str(error).splitlines()[0]}): they may have too little memory; repeat "
+                        "the command with more of it, finished partitions are not done again"
+                    ) from error
+            else:
+                idle.append(worker)
+                if number is not None:
+                    say(line)
+            while waiting and idle:
+                worker, number = idle.pop(), waiting.popleft()
+                running[worker.make.remote(number)] = worker, number
     except RayTaskError as error:
         raise error.cause from error
-    except RayActorError as error:
-        raise DataError(
-            f"the workers of Ray keep dying ({str(error).splitlines()[0]}): they may have too little memory; repeat the command "
-            "with more of it, finished partitions are not done again"
-        ) from error
     finally:
-        for worker in workers:
+        for worker in [*idle, *(worker for worker, _ in running.values())]:
             ray.kill(worker)
         if own:
             ray.shutdown()
