@@ -107,7 +107,7 @@ def _answer(
     if head and query_video:
         raise ConfigError("--head answers words, and --query-video asks with a video: leave one of them out")
     check_answers(top, overlap)
-    network, kept = load_model(model, choose_device(device)), Kept.of(video, note)
+    network, kept = load_model(model, choose_device(device)), Kept.in_cache(note)
     with bar("windows") as on_window:
         if head:
             taught = load(head, network)
