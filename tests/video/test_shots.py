@@ -123,7 +123,9 @@ def test_frames_that_take_much_memory_are_resized_as_they_come(video: Path, monk
         end_idle()
 
 
-@pytest.mark.parametrize(("asked", "skip"), [({"step_seconds": 0.04}, 0), ({"step_seconds": 0.04}, 50), ({"step_seconds": 3.0}, 0)])
+@pytest.mark.parametrize(
+    ("asked", "skip"), [({"step_seconds": 0.04}, 0), ({"step_seconds": 0.04}, 50), ({"step_seconds": 3.0}, 0)]
+)
 def test_decoded_frames_wait_for_one_window(video: Path, asked: dict, skip: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also while windows are skipped, and between windows that lie far apart."""
     waiting: list[int] = []
