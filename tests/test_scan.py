@@ -26,11 +26,12 @@ SPEC = ClipSpec(frames=4, stride_frames=1, size=16)
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a classifier and a video of 300 s, of which a pass takes some seconds."""
+    """A folder with a classifier, a video of 300 s, of which a pass takes some seconds, and one of a minute."""
     folder = tmp_path_factory.mktemp("scan")
     save(models.build("slow_fusion_toy", SPEC, ("wave", "clap")), folder / "model")
     pixels = torch.randint(256, (2400, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     write_video(folder / "v.mp4", pixels, fps=8)
+    write_video(folder / "minute.mp4", pixels[:480], fps=8)
     return folder
 
 
@@ -86,7 +87,7 @@ def test_what_was_done_is_not_done_again_and_the_answer_is_the_same(place, tmp_p
     assert found.duration == whole.duration and not list(kept.folder.iterdir())
 
 
-def interrupted(model, video, windows, kept, after=64):
+def interrupted(model, video, windows, kept, after=24):
     """A pass that is stopped after so many windows; gives the files that wait."""
 
     def stop(done, of):
@@ -100,9 +101,9 @@ def interrupted(model, video, windows, kept, after=64):
 
 def test_every_pass_waits_for_itself_until_the_file_changes(place, tmp_path, monkeypatch):
     monkeypatch.setattr(scan, "KEEP_SECONDS", 0.0)
-    model, video = load_model(place / "model"), place / "v.mp4"
+    model, video = load_model(place / "model"), place / "minute.mp4"
     said: list[str] = []
-    kept, windows = Kept(tmp_path / "kept", said.append), [Windows(window_seconds=4, step_seconds=2)]
+    kept, windows = Kept(tmp_path / "kept", said.append), [Windows(window_seconds=4, step_seconds=1)]
     whole = scan.scan(model, video, windows)
     waiting = interrupted(model, video, windows, kept)
 
@@ -110,11 +111,11 @@ def test_every_pass_waits_for_itself_until_the_file_changes(place, tmp_path, mon
     torch.nn.init.ones_(next(other.parameters()))
     clips = load_model(place / "model")
     clips.spec = replace(clips.spec, mean=(0.0, 0.0, 0.0))
-    for network, asked in ((other, windows), (clips, windows), (model, [Windows(window_seconds=4, step_seconds=1)])):
+    for network, asked in ((other, windows), (clips, windows), (model, [Windows(window_seconds=2, step_seconds=1)])):
         found = scan.scan(network, video, asked, kept=kept)
         assert torch.equal(found.embeddings, scan.scan(network, video, asked).embeddings)
         assert said == [] and sorted(kept.folder.glob("*/*/*.safetensors")) == waiting
-    assert len(interrupted(other, video, windows, kept)) > len(waiting)
+    assert len(interrupted(other, video, windows, kept)) == 2 * len(waiting)
     assert torch.equal(scan.scan(model, video, windows, kept=kept).embeddings, whole.embeddings) and "goes on" in said.pop()
     assert len(list(kept.folder.glob("*/*"))) == 1  # that of the other model
     os.utime(video, ns=(1, 1))
@@ -124,7 +125,7 @@ def test_every_pass_waits_for_itself_until_the_file_changes(place, tmp_path, mon
 
 def test_what_is_damaged_is_made_again(place, tmp_path, monkeypatch):
     monkeypatch.setattr(scan, "KEEP_SECONDS", 0.0)
-    model, video, windows = load_model(place / "model"), place / "v.mp4", [Windows(window_seconds=4, step_seconds=2)]
+    model, video, windows = load_model(place / "model"), place / "minute.mp4", [Windows(window_seconds=4, step_seconds=1)]
     said: list[str] = []
     kept = Kept(tmp_path / "kept", said.append)
     whole = scan.scan(model, video, windows)
@@ -138,7 +139,7 @@ def test_what_is_damaged_is_made_again(place, tmp_path, monkeypatch):
 
 def test_a_second_process_at_the_same_pass_leaves_it_alone(place, tmp_path, monkeypatch):
     monkeypatch.setattr(scan, "KEEP_SECONDS", 0.0)
-    model, video, windows = load_model(place / "model"), place / "v.mp4", [Windows(window_seconds=4, step_seconds=2)]
+    model, video, windows = load_model(place / "model"), place / "minute.mp4", [Windows(window_seconds=4, step_seconds=1)]
     said: list[str] = []
     kept = Kept(tmp_path / "kept", said.append)
     waiting = interrupted(model, video, windows, kept)
@@ -156,7 +157,7 @@ def test_a_second_process_at_the_same_pass_leaves_it_alone(place, tmp_path, monk
 
 def test_what_waits_goes_after_a_month_and_also_where_the_disk_became_full(place, tmp_path, monkeypatch):
     monkeypatch.setattr(scan, "KEEP_SECONDS", 0.0)
-    model, video, windows = load_model(place / "model"), place / "v.mp4", [Windows(window_seconds=4, step_seconds=2)]
+    model, video, windows = load_model(place / "model"), place / "minute.mp4", [Windows(window_seconds=4, step_seconds=1)]
     said: list[str] = []
     kept = Kept(tmp_path / "kept", said.append)
     (tmp_path / "kept" / "mine" / "1-2").mkdir(parents=True)  # nothing of ours
@@ -172,7 +173,7 @@ def test_what_waits_goes_after_a_month_and_also_where_the_disk_became_full(place
         for number in range(done, of):  # in the way of what comes next
             (folder.parent / f"{done:09d}-{number:09d}.safetensors").mkdir(exist_ok=True)
 
-    scan.scan(model, video, windows, on_window=lambda done, of: done == 32 and fill(done, of), kept=kept)
+    scan.scan(model, video, windows, on_window=lambda done, of: done == 16 and fill(done, of), kept=kept)
     assert len(said) == 1 and said[0].startswith("what is done cannot be kept")
     assert [path.name for path in kept.folder.iterdir()] == ["mine"]
 
@@ -183,7 +184,7 @@ def test_a_cache_that_cannot_be_written_stops_nothing(place, tmp_path, monkeypat
     said: list[str] = []
     scan.scan(
         load_model(place / "model"),
-        place / "v.mp4",
+        place / "minute.mp4",
         [Windows(window_seconds=60)],
         kept=Kept(tmp_path / "file" / "x", said.append),
     )

@@ -344,7 +344,7 @@ def test_windows_of_an_interrupted_video_go_with_its_file(model, model_folder, f
     def interrupted():
         path = shutil.copy(folder / "translate_left" / "long.mp4", tmp_path / "gone.mp4")
         with pytest.raises(KeyboardInterrupt):
-            index.add(model, [Example("gone", str(path))], on_window=stop, workers=1)
+            index.add(model, [Example(str(path), "gone")], on_window=stop, workers=1)
         pending.checkout_latest()
         assert pending.count_rows() > 0 and index.gone() == []
         path.unlink()

@@ -105,7 +105,7 @@ class Kept:
 
 @dataclass
 class Room:
-    """What is done of one pass. FIRST-END.safetensors holds the windows FIRST to END - 1; each file is there whole or not at all."""
+    """What is done of one pass. FIRST-END.safetensors holds the windows FIRST to END - 1, and is there whole or not at all."""
 
     folder: Path
     lock: int  # a handle that keeps others out until it is closed

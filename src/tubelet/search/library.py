@@ -273,7 +273,7 @@ class Index:
         return Stored(ids, paths, vectors, self.about.fingerprint, self.about.model, seconds), seconds
 
     def gone(self, below: Sequence[str | Path] | None = None) -> list[str]:
-        """Names of the videos, indexed or begun, whose files are no longer there; only those that are, or lie in folders, `below`."""
+        """Names of the videos, indexed or begun, whose files are no longer there; only of those that are, or lie in, `below`."""
         known = {**self._waiting(), **self.files()}
         places = None if below is None else {folder(place) for place in below}
         inside = {name: path for name, path in known.items() if places is None or _lies_in(path, places)}
