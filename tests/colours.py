@@ -16,7 +16,7 @@ class Colours(Model):
 
     def __init__(self, class_names=(), frames=4, sampling="videomae"):
         super().__init__()
-        self.name, self.width, self.class_names = "colours", 3, tuple(class_names)
+        self.name, self.options, self.width, self.class_names = "colours", {}, 3, tuple(class_names)
         self.spec = ClipSpec(frames=frames, stride_frames=2, size=16, sampling=sampling)
         self.scale = nn.Parameter(torch.tensor(12.0))
 

@@ -1,6 +1,7 @@
 """Moments of videos whose answer can be told by hand: from when to when a colour is seen."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -212,8 +213,14 @@ def test_features_are_stored_once_and_not_taken_from_another_model(taught, tmp_p
     assert all(torch.equal(again[path].vectors, stored[path].vectors) for path in paths)
     assert all(torch.equal(again[path].seconds, stored[path].seconds) for path in paths)
     assert again[paths[0]].duration == stored[paths[0]].duration
-    other = Colours()
+    clips, options, other = Colours(), Colours(), Colours()
+    clips.spec = replace(model.spec, background="subtract")
+    options.options = {**model.options, "pool": "mean"}
     torch.nn.init.zeros_(other.scale)
+    for changed in (clips, options):  # with the same weights
+        said: list[str] = []
+        assert ground_store._read(folder / "features.parquet", changed, 0.25, 0.125, said.append) == ({}, {})
+        assert len(said) == 1 and said[0].endswith("all videos are read again")
     assert ground_store._read(folder / "features.parquet", other, 0.25, 0.125) == ({}, {})
     assert ground_store._read(folder / "features.parquet", model, 0.5, 0.125) == ({}, {})
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from tubelet.records import ClipSpec, Example
 from tubelet.search import Filter, Index, contact_sheet, picture_vector, question, video_vector
 from tubelet.show._sheet import to_png
 from tubelet.video.decode import decode
+from tubelet.video.guard import forking
 from tubelet.video.stream import Stream, Windows
 from tubelet.video.write import write_video
 from tubelet.weights.save import save
@@ -328,6 +330,48 @@ def test_a_killed_writer_leaves_a_sound_library(model, model_folder, folder, tmp
         assert min(place for id, place in places if name.endswith(id)) == 0 and count
     assert_sound(index, folder)
     assert index._database.open_table("pending").count_rows() == 0
+
+
+def test_windows_of_an_interrupted_video_go_with_its_file(model, model_folder, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(search.library, "STAGED_ROWS", 4)
+    index = Index.create(tmp_path / "library", model, model_folder)
+    pending = index._database.open_table("pending")
+
+    def stop(one):
+        if one.place >= 8:
+            raise KeyboardInterrupt
+
+    def interrupted():
+        path = shutil.copy(folder / "translate_left" / "long.mp4", tmp_path / "gone.mp4")
+        with pytest.raises(KeyboardInterrupt):
+            index.add(model, [Example(str(path), "gone")], on_window=stop, workers=1)
+        pending.checkout_latest()
+        assert pending.count_rows() > 0 and index.gone() == []
+        path.unlink()
+        return str(path)
+
+    path = interrupted()
+    assert index.gone() == index.gone([tmp_path]) == [path] and index.gone([folder]) == []
+    index.remove(index.gone())
+    pending.checkout_latest()
+    assert pending.count_rows() == 0 and index.gone() == []
+    interrupted()
+    index.add(model, [])
+    pending.checkout_latest()
+    assert pending.count_rows() == 0
+
+
+def test_no_worker_is_made_while_a_library_is_read(index, model, folder):
+    """Whoever makes one waits for the reader: each call takes the lock that a copy is made under."""
+    vector = video_vector(model, folder / "translate_left" / "long.mp4")
+    for read in (index.version, index.files, index.windows, index.gone, index.__len__, lambda: index.search(vector)):
+        done = threading.Event()
+        with forking:
+            thread = threading.Thread(target=lambda read=read, done=done: (read(), done.set()))
+            thread.start()
+            assert not done.wait(0.3)
+        thread.join(60)
+        assert done.is_set()
 
 
 def test_many_vectors_get_an_approximate_index(index, model, folder, monkeypatch):

@@ -80,6 +80,24 @@ def test_probabilities_over_time_are_the_weighted_mean():
     assert torch.allclose(got[:, 0], torch.tensor([1.0, 0.5, 0.0, 0.0, 0.0])) and torch.allclose(got.sum(1), torch.ones(5))
 
 
+@pytest.mark.parametrize(("count", "length", "every"), [(60, 0.67, 1.0), (60, 4.0, 0.25), (5, 0.5, 0.3), (1, 9.0, 1.0)])
+def test_over_time_is_the_product_of_all_windows_and_moments(count, length, every):
+    """Beside the formula over a table of every window and moment."""
+    draw = torch.Generator().manual_seed(0)
+    start = torch.rand(count, generator=draw, dtype=torch.float64) * 9
+    windows = torch.stack([start, start + length * torch.rand(count, generator=draw)], dim=1)
+    chances = torch.rand(count, 3, generator=draw)
+    borders = np.append(np.arange(0, 9.9, every), 10.0)
+    moments = torch.from_numpy(borders)
+    shared = (torch.minimum(moments[1:, None], windows[:, 1]) - torch.maximum(moments[:-1, None], windows[:, 0])).clamp(min=0)
+    middles = (moments[1:] + moments[:-1])[:, None] / 2
+    empty = shared.sum(dim=1) == 0
+    shared[empty, (middles - windows.mean(dim=1)).abs().argmin(dim=1)[empty]] = 1.0
+    expected = shared @ chances.double() / shared.sum(dim=1, keepdim=True)
+    got = over_time(Scan(windows, torch.zeros(count, 1), chances, 10.0), borders)
+    assert got.dtype == torch.float32 and torch.allclose(got.double(), expected, atol=1e-6)
+
+
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.floats(0.05, 4000), st.sampled_from([0.0, 0.5, 0.9]))
 @settings(max_examples=60, deadline=None)
 def test_subtitles_parse_again_in_order_and_do_not_overlap(numbers, step, threshold):

@@ -4,6 +4,8 @@ W windows, D width of the features.
 """
 
 import contextlib
+import hashlib
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from tubelet import storage
 from tubelet.errors import CheckpointError, DataError, VideoError
 from tubelet.features import Feature, fingerprint, write_parquet
 from tubelet.models._model import Model
-from tubelet.scan import scan
+from tubelet.scan import Kept, scan
 from tubelet.video.stream import Windows
 
 STORE_SECONDS = 60.0  # between two writings of the features while videos are read
@@ -52,38 +54,41 @@ def store(
     path: str | Path,
     on_video: Callable[[int], object] | None = None,
     on_missing: Callable[[str, str], None] | None = None,
+    kept: Kept | None = None,
 ) -> dict[str, Stored]:
     """Features of sliding windows of every video, by its path; those in the Parquet file at `path` are taken from there.
 
-    A file of another model or other windows is written anew, and a video that changed since (size, time) is read again. The file is
-    written on the way too, so that an interrupted call loses a minute at most. Rows: id (window, step, duration, state of the
-    video's file), path, start and end seconds, vector. DataError where no video can be read.
+    A file of another model, other options or clips of it, or other windows is written anew, which `kept` is told, and a video that
+    changed since (size, time) is read again. The file is written on the way too, and `kept` is as in `scan`, so that an interrupted
+    call loses a minute at most. Rows: id (hash of windows and options, duration, state of the video's file), path, start and end
+    seconds, vector. DataError where no video can be read.
     """
-    kept, states = _read(Path(path), model, window, step)
+    made = _made(model, window, step)
+    done, states = _read(Path(path), model, window, step, kept.say if kept else lambda _: None)
     found: dict[str, Stored] = {}
     unwritten, written_at = False, time.monotonic()
 
     def keep() -> None:
         rows = (
-            Feature(f"{window!r} {step!r} {one.duration!r} {states[video]}", video, float(start), float(end), vector)
-            for video, one in kept.items()
+            Feature(f"{made} {one.duration!r} {states[video]}", video, float(start), float(end), vector)
+            for video, one in done.items()
             for (start, end), vector in zip(one.seconds, one.vectors, strict=True)
         )
         write_parquet(path, rows, model, per="clip")
 
     try:
         for number, video in enumerate(dict.fromkeys(videos), 1):
-            if video not in kept:
+            if video not in done:
                 try:
                     state = _state(video)
-                    seen = scan(model, video, [Windows(window_seconds=window, step_seconds=step)], batch_size=32)
+                    seen = scan(model, video, [Windows(window_seconds=window, step_seconds=step)], batch_size=32, kept=kept)
                 except (VideoError, OSError) as error:
                     if on_missing is not None:
                         on_missing(video, getattr(error, "strerror", None) or str(error))
                     continue
-                kept[video], states[video] = Stored(seen.seconds, seen.embeddings, seen.duration), state
+                done[video], states[video] = Stored(seen.seconds, seen.embeddings, seen.duration), state
                 unwritten = True
-            found[video] = kept[video]
+            found[video] = done[video]
             if unwritten and time.monotonic() - written_at > STORE_SECONDS:
                 keep()
                 unwritten, written_at = False, time.monotonic()
@@ -103,7 +108,16 @@ def _state(video: str) -> str:
     return f"{size} {version}"
 
 
-def _read(path: Path, model: Model, window: float, step: float) -> tuple[dict[str, Stored], dict[str, str]]:
+def _made(model: Model, window: float, step: float) -> str:
+    """Hash of what the vectors depend on that the file itself does not tell: the windows and the options of the model."""
+    return hashlib.blake2b(
+        json.dumps([window, step, model.options], sort_keys=True, default=str).encode(), digest_size=8
+    ).hexdigest()
+
+
+def _read(
+    path: Path, model: Model, window: float, step: float, say: Callable[[str], object] = lambda _: None
+) -> tuple[dict[str, Stored], dict[str, str]]:
     """What is stored already of the same model and windows, of videos that are as they were; and the state of their files."""
     if not path.is_file():
         return {}, {}
@@ -115,7 +129,9 @@ def _read(path: Path, model: Model, window: float, step: float) -> tuple[dict[st
     except pa.ArrowException as error:
         raise CheckpointError(f"{path} is not a file of features: {error}; delete it, and it is made again") from error
     about = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-    if about.get("tubelet.fingerprint") != fingerprint(model):
+    made_by = {"fingerprint": fingerprint(model), "model": model.name, "clip": json.dumps(model.spec.to_dict())}
+    if any(about.get(f"tubelet.{name}") != value for name, value in made_by.items()):
+        say(f"{path}: features of another model, or of other clips: all videos are read again")
         return {}, {}
     columns = table.to_pydict()
     vectors = torch.from_numpy(table["vector"].combine_chunks().flatten().to_numpy().copy()).view(-1, model.width)
@@ -125,8 +141,12 @@ def _read(path: Path, model: Model, window: float, step: float) -> tuple[dict[st
         places.setdefault(video, []).append(place)
     found, states = {}, {}
     for video, rows in places.items():
-        kept_window, kept_step, duration, state = (*columns["id"][rows[0]].split(" ", 3), "", "", "", "")[:4]
+        made, _, rest = columns["id"][rows[0]].partition(" ")
+        duration, _, state = rest.partition(" ")
+        if made != _made(model, window, step):
+            say(f"{path}: features of other windows, or of other options of the model: all videos are read again")
+            return {}, {}
         with contextlib.suppress(OSError):
-            if (kept_window, kept_step) == (repr(window), repr(step)) and state == _state(video):
+            if state == _state(video):
                 found[video], states[video] = Stored(seconds[rows], vectors[rows], float(duration)), state
     return found, states

@@ -12,18 +12,18 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tubelet import storage
+from tubelet import __version__, storage
 from tubelet.errors import ConfigError
 from tubelet.features import fingerprint
 from tubelet.models._model import Model
@@ -32,7 +32,9 @@ from tubelet.video.stream import Stream, Windows
 SCALES = (1.0, 2.0, 4.0)  # lengths of windows, relative to what a clip of the model spans
 STEP = 0.25  # from one window to the next, relative to its length
 KEEP_SECONDS = 10.0  # of work that may be lost; what is done sooner is never written
-FORMAT = "tubelet-scan-1"
+FORGET_SECONDS = 30 * 86400.0  # until a pass that nobody went on with is deleted
+CANNOT = "what is done cannot be kept, so an interrupted pass will begin anew"
+FORMAT = "tubelet-scan-2"
 
 Rows = dict[str, Tensor]  # "seconds" (n,2), "embeddings" (n,D) and, of a model with classes, "probabilities" (n,K)
 
@@ -53,61 +55,130 @@ class Scan:
 
 @dataclass(frozen=True)
 class Kept:
-    """A folder where windows that are done wait for the case that a pass is interrupted, one for each video; it goes when the pass
-    is over. say(line): what a person is told, that a pass goes on or begins anew.
-
-    FIRST-END.safetensors holds the windows FIRST to END - 1; each file is there whole or not at all, and says what made it.
-    """
+    """A folder where windows that are done wait for the case that a pass is interrupted, in a folder of its own for each pass
+    (`Room`). say(line): what a person is told, that a pass goes on or begins anew."""
 
     folder: Path
     say: Callable[[str], object] = lambda _: None
 
     @classmethod
-    def of(cls, video: str | Path, say: Callable[[str], object]) -> "Kept":
-        """The folder for a video in the user's cache, XDG_CACHE_HOME or ~/.cache."""
+    def in_cache(cls, say: Callable[[str], object]) -> "Kept":
+        """The folder in the user's cache, XDG_CACHE_HOME or ~/.cache."""
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        name = hashlib.blake2b(os.fsencode(storage.absolute(video)), digest_size=12).hexdigest()
-        return cls(cache / "tubelet" / "scans" / name, say)
+        return cls(cache / "tubelet" / "scans", say)
 
-    def read(self, about: str) -> list[Rows]:
-        """What was done before, without a gap from the first window on; nothing if any of it was made in another way."""
+    @contextlib.contextmanager
+    def room(self, video: str | Path, about: str) -> Iterator["Room | None"]:
+        """The folder of the pass over a video that `about` tells all of; None where nothing can be kept or another process is at
+        the same pass. What waited of the file before it changed goes, and what nobody went on with."""
+        room = self._taken(video, about)
+        try:
+            yield room
+        finally:
+            if room:
+                room.leave()
+
+    def _taken(self, video: str | Path, about: str) -> "Room | None":
+        try:
+            state = _hash(repr(storage.stat(str(video))))
+        except OSError:  # whoever decodes it says what is wrong
+            return None
+        passes = self.folder / _hash(storage.absolute(video))
+        for lock in self.folder.glob("*/*-*/.lock"):
+            with contextlib.suppress(OSError):
+                if time.time() - lock.parent.stat().st_mtime > FORGET_SECONDS:
+                    _remove(lock.parent)
+        before = [folder for folder in passes.glob("*-*") if not folder.name.startswith(f"{state}-")]
+        for folder in before:
+            _remove(folder)
+        if before:
+            self.say(f"{video}: has changed since a pass was interrupted: begun anew")
+        try:
+            room = _lock(passes / f"{state}-{_hash(about)}", self.say)
+        except OSError as error:
+            self.say(f"{CANNOT}: {error}")
+            return None
+        if room is None:
+            self.say(f"{video}: another process is at the same pass, so this one will begin anew if it is interrupted")
+        return room
+
+
+@dataclass
+class Room:
+    """What is done of one pass. FIRST-END.safetensors holds the windows FIRST to END - 1, and is there whole or not at all."""
+
+    folder: Path
+    lock: int  # a handle that keeps others out until it is closed
+    say: Callable[[str], object]
+    full: bool = False  # nothing more can be written
+    over: bool = False  # all is done, so that nothing need wait
+
+    def pieces(self) -> list[Path]:
+        return sorted(self.folder.glob("*.safetensors"))
+
+    def read(self) -> list[Rows]:
+        """What was done before, without a gap from the first window on."""
         found: list[Rows] = []
         done = 0
-        for path in sorted(self.folder.glob("*.safetensors")):
+        for path in self.pieces():
             try:
                 first, end = map(int, path.stem.split("-"))
-                with safe_open(path, "pt") as file:
-                    if (file.metadata() or {}).get("tubelet") != about:
-                        shutil.rmtree(self.folder, ignore_errors=True)
-                        self.say(
-                            "an interrupted pass was of another model, other windows or the file before it changed: begun anew"
-                        )
-                        return []
-                    if first == done:
-                        found.append({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-                        done = end
+                if first == done:
+                    found.append(load_file(path))
+                    done = end
             except (OSError, SafetensorError, ValueError):  # not ours, or damaged: its windows are made again
                 continue
         return found
 
-    def write(self, about: str, first: int, rows: Rows) -> bool:
-        """Whether it could be written."""
+    def write(self, first: int, rows: Rows) -> None:
+        if self.full:
+            return
         path = self.folder / f"{first:09d}-{first + len(rows['seconds']):09d}.safetensors"
         waiting = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(rows, waiting, {"tubelet": about})
+            save_file(rows, waiting)
             os.replace(waiting, path)
-            return True
         except (OSError, SafetensorError) as error:
-            self.say(f"what is done cannot be kept, so an interrupted pass will begin anew: {error}")
-            return False
+            self.full = True
+            self.say(f"{CANNOT}: {error}")
         finally:
             with contextlib.suppress(OSError):
                 waiting.unlink()
 
-    def clear(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def leave(self) -> None:
+        if self.over or not self.pieces():
+            shutil.rmtree(self.folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # other passes over the video
+                self.folder.parent.rmdir()
+        os.close(self.lock)
+
+
+def _lock(folder: Path, say: Callable[[str], object] = lambda _: None) -> Room | None:
+    """The folder of a pass, made where there is none; None where another process is in it. OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        with contextlib.suppress(ImportError):  # Windows has no flock
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(handle).st_nlink:  # else whoever was in it has just deleted it
+            return Room(folder, handle, say)
+    except BlockingIOError:
+        pass
+    except OSError:
+        os.close(handle)
+        raise
+    os.close(handle)
+    return None
+
+
+def _remove(folder: Path) -> None:
+    """Delete the folder of a pass that no process is at."""
+    with contextlib.suppress(OSError):
+        if room := _lock(folder):
+            room.over = True
+            room.leave()
 
 
 @torch.no_grad()
@@ -125,26 +196,38 @@ def scan(
     that the same call goes on after them; the answer is that of a pass in one go, bit for bit. VideoError where the video cannot
     be read.
     """
+    windows = windows or scales(model, video)
+    if kept is None:
+        return _scan(model, video, windows, batch_size, on_window, None)
+    with kept.room(video, _about(model, windows, batch_size)) as room:
+        return _scan(model, video, windows, batch_size, on_window, room)
+
+
+def _scan(
+    model: Model,
+    video: str | Path,
+    windows: Sequence[Windows],
+    batch_size: int,
+    on_window: Callable[[int, int], object] | None,
+    room: Room | None,
+) -> Scan:
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    windows = windows or scales(model, video)
-    about = _about(model, video, windows, batch_size) if kept else ""
-    found = kept.read(about) if kept else []
+    found = room.read() if room else []
     done = sum(len(rows["seconds"]) for rows in found)
     stream = Stream(video, model.spec, windows, skip=done)
     total = done + len(stream)
-    if kept and done:
-        kept.say(f"{video}: goes on after {done} of {total} windows")
+    if room and done:
+        room.say(f"{video}: goes on after {done} of {total} windows")
     frame_seconds = float(np.diff(stream.seconds).mean()) if len(stream.seconds) > 1 else 0.0
     new, kept_at = list[Rows](), time.monotonic()  # since something was kept
 
     def keep() -> None:
-        nonlocal kept, new, kept_at
-        if kept and new:
+        nonlocal new, kept_at
+        if room and new:
             found.append(_joined(new))
-            if not kept.write(about, done - len(found[-1]["seconds"]), found[-1]):
-                kept = None
+            room.write(done - len(found[-1]["seconds"]), found[-1])
             new, kept_at = [], time.monotonic()
 
     try:
@@ -167,8 +250,8 @@ def scan(
     finally:
         stream.close()
         model.train(was_training)
-    if kept:
-        kept.clear()
+    if room:
+        room.over = True
     all_rows = _joined([*found, *new])
     duration = float(stream.seconds[-1]) + frame_seconds
     return Scan(all_rows["seconds"], all_rows["embeddings"], all_rows.get("probabilities"), duration)
@@ -190,14 +273,15 @@ def scales(model: Model, video: str | Path, lengths: Sequence[float] = (), step:
     return [Windows(window_seconds=length, step_seconds=length * step) for length in lengths]
 
 
-def _about(model: Model, video: str | Path, windows: Sequence[Windows], batch_size: int) -> str:
-    """All that the rows of a pass depend on. Batches of another size would round another way."""
-    try:
-        state = list(map(str, storage.stat(str(video))))
-    except OSError:  # whoever decodes it says what is wrong
-        state = []
-    asked = [state, [asdict(one) for one in windows], model.spec.to_dict(), batch_size]
-    return json.dumps([FORMAT, fingerprint(model), model.name, model.options, *asked], sort_keys=True, default=str)
+def _about(model: Model, windows: Sequence[Windows], batch_size: int) -> str:
+    """All that the rows of a pass depend on, beside the video. Batches of another size would round another way."""
+    device = next(model.parameters()).device.type
+    made_by = [FORMAT, __version__, device, fingerprint(model), model.name, model.options, model.spec.to_dict()]
+    return json.dumps([*made_by, [asdict(one) for one in windows], batch_size], sort_keys=True, default=str)
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(os.fsencode(text), digest_size=12).hexdigest()
 
 
 def _joined(pieces: Sequence[Rows]) -> Rows:

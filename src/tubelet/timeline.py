@@ -96,16 +96,24 @@ def timeline(
 def over_time(found: Scan, borders: np.ndarray) -> Tensor:
     """float32 (S,K): for every moment the mean of the windows, each weighted by the seconds that it shares with the moment."""
     assert found.probabilities is not None
-    moments = torch.from_numpy(borders)
-    start, end = found.seconds.T  # (W,) each
-    shared = torch.minimum(moments[1:, None], end) - torch.maximum(moments[:-1, None], start)  # (S,W)
-    shared = shared.clamp(min=0).float()
+    start, end = found.seconds.numpy().T  # (W,) each
+    chances = found.probabilities.double().numpy()
+    # A window meets the moments first to last. Together they take the first one, then the next: memory grows with the windows.
+    first = np.clip(np.searchsorted(borders, start, side="right") - 1, 0, len(borders) - 2)
+    last = np.clip(np.searchsorted(borders, end, side="left") - 1, first, len(borders) - 2)
+    total, seconds = np.zeros((len(borders) - 1, chances.shape[1])), np.zeros(len(borders) - 1)
+    for at in range(int((last - first).max()) + 1):
+        window = np.flatnonzero(first + at <= last)
+        moment = first[window] + at
+        shared = np.minimum(borders[moment + 1], end[window]) - np.maximum(borders[moment], start[window])
+        shared = shared.clip(min=0)
+        np.add.at(total, moment, shared[:, None] * chances[window])
+        np.add.at(seconds, moment, shared)
     # A moment that no window covers (a frame rate that changes) has the nearest one.
-    middle = (moments[1:] + moments[:-1])[:, None] / 2
-    nearest = (middle - (start + end) / 2).abs().argmin(dim=1)
-    empty = shared.sum(dim=1) == 0
-    shared[empty, nearest[empty]] = 1.0
-    return shared @ found.probabilities / shared.sum(dim=1, keepdim=True)
+    for moment in np.flatnonzero(seconds == 0):
+        nearest = np.abs((borders[moment] + borders[moment + 1]) / 2 - (start + end) / 2).argmin()
+        total[moment], seconds[moment] = chances[nearest], 1
+    return torch.from_numpy(total / seconds[:, None]).float()
 
 
 def segments(seen: Timeline, threshold: float = 0.5, shortest_seconds: float = 0.0) -> list[Segment]:

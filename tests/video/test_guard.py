@@ -249,3 +249,19 @@ def test_workers_end_with_their_parent(job: str) -> None:
     process.kill()
     assert process.communicate(timeout=280)[0].strip().isdigit()  # their stdout is the worker's too: both are gone
     assert process.returncode == -signal.SIGKILL
+
+
+def test_a_worker_that_stands_still_is_ended_at_the_first_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would go on before a second look."""
+    monkeypatch.setattr(guard, "STILL_SECONDS", 2)
+    one = guard._Worker()
+    job = (guard._once, (0, worker, (), {}), 60.0, 10**9)
+    assert one.answer(guard._packed(job))[2] == one.pid
+    assert one.answer(None)[1]  # that was all
+    os.kill(one.pid, signal.SIGSTOP)
+    later = threading.Timer(3.5, os.kill, (one.pid, signal.SIGCONT))
+    later.start()
+    with pytest.raises(guard._DiedError, match="it stood still for 2 s"):
+        one.answer(guard._packed(job))
+    later.cancel()
+    assert not one.runs()

@@ -123,6 +123,25 @@ def test_frames_that_take_much_memory_are_resized_as_they_come(video: Path, monk
         end_idle()
 
 
+@pytest.mark.parametrize(
+    ("asked", "skip"), [({"step_seconds": 0.04}, 0), ({"step_seconds": 0.04}, 50), ({"step_seconds": 3.0}, 0)]
+)
+def test_decoded_frames_wait_for_one_window(video: Path, asked: dict, skip: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while windows are skipped, and between windows that lie far apart."""
+    waiting: list[int] = []
+
+    class Counted(_shot_windows._Frames):
+        def add(self, number: int, frame: object) -> None:
+            super().add(number, frame)
+            waiting.append(len(self.waiting))
+
+    monkeypatch.setattr(_shot_windows, "_Frames", Counted)
+    spec = ClipSpec(frames=4, stride_frames=2, size=24)
+    found = list(_shot_windows.pieces(0, str(video), spec, Windows("shots", **asked), (None, None), skip))
+    assert sum(len(piece[0]) for piece in found[1:]) > 0 and len(waiting) == sum(LENGTHS)
+    assert max(waiting) <= spec.window_frames + 1
+
+
 def test_a_worker_that_dies_among_shots_goes_on(video: Path) -> None:
     spec, asked = ClipSpec(frames=4, stride_frames=2, size=24), Windows("shots", step_seconds=0.1)
     whole = list(Stream(video, spec, asked))

@@ -107,7 +107,7 @@ def _answer(
     if head and query_video:
         raise ConfigError("--head answers words, and --query-video asks with a video: leave one of them out")
     check_answers(top, overlap)
-    network, kept = load_model(model, choose_device(device)), Kept.of(video, note)
+    network, kept = load_model(model, choose_device(device)), Kept.in_cache(note)
     with bar("windows") as on_window:
         if head:
             taught = load(head, network)
@@ -135,6 +135,7 @@ def _fit(
     from tubelet.ground import clip_seconds, questions, timed
     from tubelet.ground_head import HeadConfig, fit, judge, prior, save
     from tubelet.ground_store import store
+    from tubelet.scan import Kept
     from tubelet.train.device import choose_device
     from tubelet.weights.load import load_model
 
@@ -154,7 +155,7 @@ def _fit(
     with bar("videos") as move:
         stored = store(
             network, videos, config.window, config.step, Path(out) / "features.parquet",
-            lambda done: move(done, len(videos)), lambda *pair: missing.append(pair),
+            lambda done: move(done, len(videos)), lambda *pair: missing.append(pair), Kept.in_cache(note),
         )  # fmt: skip
     for path, reason in missing:
         note(f"left out: {path}: {reason}")

@@ -52,7 +52,7 @@ def command(
         check_suffix(path)
     network = load_model(model, choose_device(device))
     with bar("windows") as on_window:
-        seen = timeline(network, video, every, windows or (), background, on_window=on_window, kept=Kept.of(video, note))
+        seen = timeline(network, video, every, windows or (), background, on_window=on_window, kept=Kept.in_cache(note))
     found = segments(seen, threshold)
     written = [str(write(seen, path, threshold)) for path in out or ()]
     if json:

@@ -17,6 +17,7 @@ from tubelet import storage
 from tubelet.errors import CheckpointError, DataError, MissingExtraError
 from tubelet.features import utf8
 from tubelet.records import ClipSpec
+from tubelet.video.guard import forking
 from tubelet.video.stream import Windows
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ def connect(uri: str) -> Any:
     except ImportError as error:
         raise MissingExtraError("a library needs LanceDB: pip install 'tubelet[search]'") from error
     try:
-        return lancedb.connect(uri, storage_options=_storage_options() if storage.is_remote(uri) else None)
+        with forking:
+            return lancedb.connect(uri, storage_options=_storage_options() if storage.is_remote(uri) else None)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{uri} cannot be opened: {first_line(error)}") from error
 
@@ -80,9 +82,11 @@ def tables(database: Any) -> list[str]:
 
 @contextlib.contextmanager
 def reading(uri: str) -> Iterator[None]:
-    """What LanceDB raises for a damaged library, or one out of reach, becomes a CheckpointError."""
+    """For calls of LanceDB: no worker is made meanwhile, and what it raises for a damaged library, or one out of reach, becomes a
+    CheckpointError."""
     try:
-        yield
+        with forking:
+            yield
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{uri} cannot be read: {first_line(error)}") from error
 
@@ -106,6 +110,11 @@ def replace(table: Any, names: list[str], rows: "pa.Table") -> None:
 def states(table: Any, where: str) -> dict[str, str]:
     found = table.search().where(where).select(["item", "state"]).limit(None).to_arrow()
     return dict(zip(found["item"].to_pylist(), found["state"].to_pylist(), strict=True))
+
+
+def paths(table: Any, where: str) -> dict[str, str]:
+    found = table.search().where(where).select(["item", "path"]).limit(None).to_arrow()
+    return dict(zip(found["item"].to_pylist(), found["path"].to_pylist(), strict=True))
 
 
 def counts(pending: Any) -> dict[str, tuple[str, int]]:

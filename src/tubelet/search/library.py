@@ -138,8 +138,12 @@ class Index:
     def files(self) -> dict[str, str]:
         """Path of every indexed video, or part of one, by its name in the library."""
         with lance.reading(self.uri):
-            found = self._rows().search().where("per = 'video'").select(["item", "path"]).limit(None).to_arrow()
-        return dict(zip(found["item"].to_pylist(), found["path"].to_pylist(), strict=True))
+            return lance.paths(self._rows(), "per = 'video'")
+
+    def _waiting(self) -> dict[str, str]:
+        """The same of those that were not finished."""
+        with lance.reading(self.uri):
+            return lance.paths(self._database.open_table("pending"), "per = 'window'")
 
     def add(
         self,
@@ -179,16 +183,19 @@ class Index:
         on_window: Callable[[Embedded], object] | None,
         on_video: Callable[[Example, str], object] | None,
     ) -> None:
-        table, pending = self._rows(), self._database.open_table("pending")
-        known = lance.states(table, "per = 'video'")
-        begun = lance.counts(pending)
+        with forking:
+            table, pending = self._rows(), self._database.open_table("pending")
+            known = lance.states(table, "per = 'video'")
+            begun = lance.counts(pending)
         states, todo = _new_or_changed(examples, known, added, on_video)
         stale = [
             name for name, (state, _) in begun.items() if name in states and (states[name] != state or known.get(name) == state)
         ]
+        stale += [name for name, path in self._waiting().items() if name not in states and not storage.exists(path)]
         if stale:
-            still_ours()
-            pending.delete(lance.one_of(stale))
+            with forking:
+                still_ours()
+                pending.delete(lance.one_of(stale))
         left = {name: count for name, (_, count) in begun.items() if name not in stale}
         held: dict[str, list[dict[str, Any]]] = {item(example): [] for example in todo}
         ready: list[dict[str, Any]] = []
@@ -251,7 +258,8 @@ class Index:
 
     def version(self) -> int:
         """A number that changes with what is in the library."""
-        return int(self._rows().version)
+        with lance.reading(self.uri):
+            return int(self._rows().version)
 
     def windows(self) -> tuple[Stored, Tensor]:
         """(the vectors of every window, for `tubelet.classify`; float64 (N,2), the seconds each is from and to)."""
@@ -265,17 +273,20 @@ class Index:
         return Stored(ids, paths, vectors, self.about.fingerprint, self.about.model, seconds), seconds
 
     def gone(self, below: Sequence[str | Path] | None = None) -> list[str]:
-        """Names of the indexed videos whose files are no longer there; only those that are, or lie in folders, `below`."""
+        """Names of the videos, indexed or begun, whose files are no longer there; only of those that are, or lie in, `below`."""
+        known = {**self._waiting(), **self.files()}
         places = None if below is None else {folder(place) for place in below}
-        inside = {name: path for name, path in self.files().items() if places is None or _lies_in(path, places)}
+        inside = {name: path for name, path in known.items() if places is None or _lies_in(path, places)}
         return sorted(name for name, path in inside.items() if not storage.exists(path))
 
     def remove(self, names: Sequence[str]) -> None:
         """Take videos out of the library, by their names there."""
         with writing(self.uri, self._database) as still_ours:
             for at in range(0, len(names), 500):
-                still_ours()
-                self._rows().delete(lance.one_of(names[at : at + 500]))
+                with forking:
+                    still_ours()
+                    self._rows().delete(lance.one_of(names[at : at + 500]))
+                    self._database.open_table("pending").delete(lance.one_of(names[at : at + 500]))
             self._tidy()
 
     def search(

@@ -84,9 +84,11 @@ def _pieces(
             while next_start + span <= number + 1:
                 window(next_start, number + 1)
                 next_start += step
+        needed = max(first, min(number + 1, end) - span)  # no later window begins before this frame
         if found or number % TOGETHER == 0:  # a piece now and then also where no window ends: each has a limit of time
-            yield found, *frames.of(found), frames.drop(max(first, number + 1 - span))
+            yield found, *frames.of(found), needed
             found = []
+        frames.drop(needed)
     close(end)
     yield found, *frames.of(found), end
 
@@ -117,14 +119,13 @@ class _Frames:
             return np.array(numbers), torch.cat([self.waiting[number] for number in numbers])  # type: ignore[misc]
         return np.array(numbers), self._resized(numbers)
 
-    def drop(self, before: int) -> int:
+    def drop(self, before: int) -> None:
         """Forget what lies before a frame."""
         for number in list(self.waiting):
             if number >= before:
                 break
             del self.waiting[number]
             self.sent.discard(number)
-        return before
 
     def _resized(self, numbers: list[int]) -> Tensor:
         size = (self.spec.size, self.spec.size)

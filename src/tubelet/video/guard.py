@@ -218,7 +218,7 @@ class _Worker:
             if job is not None:
                 _send(self.socket, job)
             looks = 0  # LOOKS a second, not counted by the clock: Ctrl-Z is no standstill
-            used = None
+            used = self._clock_ticks()
             check_stop()
             while not poll.poll(1000 / LOOKS):
                 check_stop()
