@@ -99,7 +99,7 @@ def prove(model: Model, account: Account, source: Path) -> Proof:
         return Proof(0, None, f"nothing is written in the {account.layout} layout")
     read = files.read(source).tensors
     again = layout.read(layout.write(model.state_dict(), model))
-    same = sum(torch.equal(again[key], value) for key, value in layout.read(read).items())
+    same = sum(torch.equal(again[key].to(value.dtype), value) for key, value in layout.read(read).items())
     if not source.is_dir():
         return Proof(same, None, "a file alone, without the config.json that the other implementation reads")
     if account.interpolated:

@@ -8,6 +8,7 @@ Normalising is inside the graph. What comes out is compared with the model befor
 
 import json
 import logging
+import math
 import os
 import shutil
 import statistics
@@ -93,7 +94,7 @@ def export(
     try:
         WRITERS[to](Graph(model), _example(model, dynamic_batch), draft, int8, dynamic_batch)
         parity = compare(model, Exported(describe(model), open_graph(draft, to), draft), clips, labels)
-        if parity.difference > LARGEST[int8]:
+        if not parity.difference <= LARGEST[int8]:
             raise CheckpointError(
                 f"the graph differs from the model by {parity.difference:.2g}, more than {LARGEST[int8]:g}: nothing was written"
             )
@@ -120,7 +121,10 @@ def compare(model: Model, graph: Model, clips: Sequence[Tensor], labels: Sequenc
             ours, theirs = ours.softmax(0), theirs.softmax(0)
         else:
             ours, theirs = ours / ours.norm(), theirs / ours.norm()
-        largest = max(largest, float((ours - theirs).abs().max()))
+        difference = float((ours - theirs).abs().max())
+        if not math.isfinite(difference):
+            raise CheckpointError(f"{model.name} or its graph gives no finite numbers (NaN or infinity): nothing was written")
+        largest = max(largest, difference)
         same += int(ours.argmax() == theirs.argmax())
         if labels:
             right = [count + int(side.argmax() == labels[number]) for count, side in zip(right, (ours, theirs), strict=True)]

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from tubelet.errors import CheckpointError
 from tubelet.weights import torchscript
+from tubelet.weights.fill import refuse_strange
 
 # How numpy writes a number and an array in a pickle; found so that the place may move between its versions.
 NUMPY: list[Any] = [np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]]
@@ -36,7 +37,9 @@ ALLOWED: list[Any] = [
 ]
 CONTAINERS = ("model", "module", "model_state", "state_dict", "model_state_dict", "model_ema", "target_encoder", "encoder")
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")  # left off where every key has them
+DEEPEST = 8  # containers in one another; a dict may even hold itself
 NAMES = ("model.safetensors", "pytorch_model.bin")
+OLD = torch.serialization.MAGIC_NUMBER.to_bytes(10, "little")  # what PyTorch's files begin with that are no archive
 
 
 @dataclass
@@ -76,9 +79,7 @@ def read(path: str | Path) -> Source:
         source.config |= loaded.arguments
     if not source.tensors:
         raise CheckpointError(f"{path} holds no weights")
-    broken = [key for key, value in source.tensors.items() if value.is_floating_point() and not value.isfinite().all()]
-    if broken:
-        raise CheckpointError(f"{path}: {_some(broken)} is not finite (NaN or infinity): the run that wrote it had failed")
+    refuse_strange(source.tensors, path)
     source.tensors = _without_prefixes(source.tensors, source.notes)
     # Beside a single file lies what belongs to it only where there is no doubt which file that is.
     if path.is_dir() or path.name in NAMES:
@@ -131,7 +132,7 @@ def _shards(folder: Path, index: Path) -> list[Path]:
 def _load(file: Path) -> Any:
     """What a file holds, by what it begins with."""
     with open(file, "rb") as stream:
-        start = stream.read(16)
+        start = stream.read(32)
     if start[8:9] == b"{":
         try:
             with safe_open(file, "pt") as opened:
@@ -142,6 +143,11 @@ def _load(file: Path) -> Any:
             ) from error
     if start[:4] != b"PK\x03\x04" and start[:1] != b"\x80":
         raise CheckpointError(f"{file} holds no weights: neither safetensors nor a PyTorch file (.pth, .pt, .bin)")
+    if start[:1] == b"\x80" and OLD not in start:
+        raise CheckpointError(
+            f"{file} is a pickle that PyTorch did not write; it may hold code and is not opened: save the state dict with "
+            "torch.save, or best as safetensors"
+        )
     if torchscript.is_archive(file):
         return torchscript.read(file)
     try:
@@ -165,7 +171,7 @@ def _unwrapped(held: Any, file: Path) -> tuple[_Loaded, list[str]]:
     """The tensors, out of the containers that trainers put around them, and the run's arguments."""
     notes: list[str] = []
     arguments: dict[str, Any] = {}
-    while True:
+    for depth in range(DEEPEST + 1):
         if not isinstance(held, Mapping):
             raise CheckpointError(f"{file} holds a {type(held).__name__}, no state dict (names and tensors)")
         if isinstance(held.get("args"), argparse.Namespace):
@@ -175,6 +181,8 @@ def _unwrapped(held: Any, file: Path) -> tuple[_Loaded, list[str]]:
         inside = [name for name in CONTAINERS if isinstance(held.get(name), Mapping) and held[name]]
         if not inside:
             break
+        if depth == DEEPEST:
+            raise CheckpointError(f"{file} has more than {DEEPEST} containers around its weights: save the state dict alone")
         also = f" ({', '.join(inside[1:])} passed over)" if len(inside) > 1 else ""
         notes.append(f"taken from {inside[0]!r}{also}")
         held = held[inside[0]]

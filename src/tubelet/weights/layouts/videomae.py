@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tubelet import masking
@@ -128,12 +129,12 @@ def compare(model: videomae.VideoMAE, folder: Path) -> float:
     frames = example_clip(model)
     values = normalize(frames, model.spec.mean, model.spec.std, colour_dim=2)
     if model.class_names:
-        theirs = transformers.VideoMAEForVideoClassification.from_pretrained(folder).eval()
+        theirs = transformers.VideoMAEForVideoClassification.from_pretrained(folder, dtype=torch.float32).eval()
         return float((theirs(values).logits - model(frames)["logits"]).abs().max())
     if model.decoder is None:
-        theirs = transformers.VideoMAEModel.from_pretrained(folder).eval()
+        theirs = transformers.VideoMAEModel.from_pretrained(folder, dtype=torch.float32).eval()
         return float((theirs(values).last_hidden_state - model(frames)["tokens"]).abs().max())
-    theirs = transformers.VideoMAEForPreTraining.from_pretrained(folder).eval()
+    theirs = transformers.VideoMAEForPreTraining.from_pretrained(folder, dtype=torch.float32).eval()
     mask = masking.make("tube", model.grid, 0.75, 1)
     return float((theirs(values, bool_masked_pos=mask).logits - model(frames, mask=mask)["prediction"]).abs().max())
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tubelet.errors import CheckpointError
@@ -87,9 +88,9 @@ def compare(model: vjepa2.VJEPA2, folder: Path) -> float:
     frames = example_clip(model)
     values, out = normalize(frames, model.spec.mean, model.spec.std, colour_dim=2), model(frames)
     if model.class_names:
-        theirs = transformers.VJEPA2ForVideoClassification.from_pretrained(folder).eval()
+        theirs = transformers.VJEPA2ForVideoClassification.from_pretrained(folder, dtype=torch.float32).eval()
         return float((theirs(values).logits - out["logits"]).abs().max())
-    theirs = transformers.VJEPA2Model.from_pretrained(folder).eval()
+    theirs = transformers.VJEPA2Model.from_pretrained(folder, dtype=torch.float32).eval()
     return float((theirs(values, skip_predictor=True).last_hidden_state - out["tokens"]).abs().max())
 
 
