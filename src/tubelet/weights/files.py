@@ -176,6 +176,8 @@ def _unwrapped(held: Any, file: Path) -> tuple[_Loaded, list[str]]:
             raise CheckpointError(f"{file} holds a {type(held).__name__}, no state dict (names and tensors)")
         if isinstance(held.get("args"), argparse.Namespace):
             arguments |= vars(held["args"])
+        elif isinstance(held.get("args"), Mapping):
+            arguments |= held["args"]
         if isinstance(held.get("cfg"), str):
             arguments |= _yaml(held["cfg"])
         inside = [name for name in CONTAINERS if isinstance(held.get(name), Mapping) and held[name]]

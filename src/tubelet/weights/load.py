@@ -66,7 +66,8 @@ def is_model(path: Path) -> bool:
 def is_folder(folder: Path) -> bool:
     """Whether this is a model folder of ours."""
     try:
-        return "format" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return isinstance(found, dict) and "format" in found
     except FileNotFoundError:
         return False
     except (OSError, ValueError) as error:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 import torch
+import yaml
 from torch import Tensor
 
 from tubelet.models import timesformer
