@@ -44,7 +44,7 @@ def build(name: str, spec: ClipSpec, class_names: Sequence[str] = (), **options:
         wanted = types[find.choose(option, takes, f"option of {name}")].annotation
         if wanted in TYPES and (not isinstance(value, TYPES[wanted]) or (isinstance(value, bool) and wanted is not bool)):
             raise ConfigError(f"{option} of {name} is {value!r}: it must be {WORDS[wanted]}")
-        if wanted in (int, float) and not (math.isfinite(value) and value >= 0 and (value or _may_be_zero(types[option]))):
+        if wanted in (int, float) and not (0 <= value < math.inf and (value or _may_be_zero(types[option]))):
             raise ConfigError(f"{option} of {name} is {value!r}: it must be {WORDS[wanted]} above 0")
         if option == "position_grid" and value is not None and not _is_grid(value):
             raise ConfigError(

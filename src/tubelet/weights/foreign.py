@@ -150,7 +150,7 @@ def _preprocessing(found: layouts.Description, processor: Mapping[str, Any]) -> 
     if size["size"] is not None:
         found.clip["size"], found.inferred["size"] = size["size"], where
         found.assumed.pop("size", None)
-    if layouts.told(processor, "resample", layouts.COUNT, where) == BICUBIC:
+    if processor.get("resample") == BICUBIC:
         found.clip["interpolation"], found.inferred["interpolation"] = "bicubic", where
     normalised, rescaled, offset = (
         layouts.told(processor, name, layouts.YES_NO, where) for name in ("do_normalize", "do_rescale", "offset")

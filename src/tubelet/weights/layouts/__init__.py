@@ -41,7 +41,7 @@ def told(config: Mapping[str, Any], name: str, wanted: str, where: str = "config
 
 def is_number(value: Any) -> bool:
     """Whether it is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
 
 
 @dataclass
