@@ -140,7 +140,7 @@ def _convert(source: str, out: str, to: str, given: "foreign.Given", json: bool)
         foreign.refuse_given(given, source)
         model, before = load_model(place), None
         if not Path(source).exists():
-            weights = sorted(place.glob("*.safetensors"))
+            weights = sorted(place.rglob("*.safetensors"))
             origin = {"converted_from": source, "revision": place.name, "sha256": sha256(weights)}
     else:
         model, account = foreign.read(place, given)

@@ -27,7 +27,7 @@ COUNT, POSITIVE, YES_NO, COLOURS = "a whole number above 0", "a number above 0",
 def told(config: Mapping[str, Any], name: str, wanted: str, where: str = "config.json") -> Any:
     """What `name` is beside the weights, None where that does not say it; CheckpointError for what is not `wanted`: one of COUNT,
     POSITIVE, YES_NO and COLOURS."""
-    value = config.get(name)
+    value: Any = config.get(name)
     if wanted == COLOURS:
         right = isinstance(value, list | tuple) and len(value) == 3 and all(map(is_number, value))
     elif wanted == YES_NO:
