@@ -124,6 +124,7 @@ PROCESSOR: list[tuple[dict[str, Any], str]] = [
       for value in (0.5, ["a", "b", "c"], [float("nan")] * 3)),
     ({"image_mean": [0, 0, 0], "image_std": [0, 0, 0]}, r"image_std is \[0, 0, 0\] .* every value must be above 0"),
     *(({"rescale_factor": value}, "rescale_factor is .* it must be a number above 0") for value in (0, "x")),
+    ({"resample": [2]}, r"resample is \[2\] in preprocessor_config.json: it must be a whole number"),
     ({"crop_size": "x"}, "size is 'x' in preprocessor_config.json: it must be a whole number above 0"),
 ]  # fmt: skip
 

@@ -150,7 +150,12 @@ def _preprocessing(found: layouts.Description, processor: Mapping[str, Any]) -> 
     if size["size"] is not None:
         found.clip["size"], found.inferred["size"] = size["size"], where
         found.assumed.pop("size", None)
-    if processor.get("resample") == BICUBIC:
+    resample = processor.get("resample")
+    if resample is not None and not isinstance(resample, int):
+        raise CheckpointError(
+            f"resample is {resample!r} in {where}: it must be a whole number, 2 for bilinear or 3 for bicubic"
+        )
+    if resample == BICUBIC:
         found.clip["interpolation"], found.inferred["interpolation"] = "bicubic", where
     normalised, rescaled, offset = (
         layouts.told(processor, name, layouts.YES_NO, where) for name in ("do_normalize", "do_rescale", "offset")

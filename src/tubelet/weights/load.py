@@ -97,7 +97,7 @@ def rebuild(description: dict[str, Any], where: str | Path) -> Model:
             raise CheckpointError(f"{where} is of format {description['format']!r}; this version reads {FORMAT!r}")
         spec = ClipSpec.from_dict(description["clip"])
         return models.build(description["name"], spec, description["class_names"], **description["options"])
-    except (KeyError, TypeError, AttributeError, ConfigError) as error:
+    except (KeyError, TypeError, AttributeError, RuntimeError, ConfigError) as error:  # no memory is a RuntimeError of torch
         raise CheckpointError(f"{where} does not describe a tubelet model: {error}") from error
 
 
