@@ -76,6 +76,7 @@ STRANGE: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "expanded": (lambda value: torch.zeros(1, 1).expand(10**9, 24), "of fewer values, repeated"),
     "sparse": (lambda value: value.to_sparse(), "of the layout torch.sparse_coo"),
     "meta": (lambda value: value.to("meta"), "without values"),
+    "quantised": (lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8), "of torch.qint8"),
     "float8": (lambda value: value.to(torch.float8_e4m3fn), "of torch.float8_e4m3fn"),
     "complex": (lambda value: value.to(torch.complex64), "of torch.complex64"),
     "integer": (lambda value: value.to(torch.int64), "is integer, wanted float"),
@@ -84,6 +85,7 @@ STRANGE: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's, of quantised tensors, when this writes one
 @pytest.mark.parametrize("kind", STRANGE)
 def test_tensors_that_are_no_weights(kind: str, written: Path, tmp_path: Path) -> None:
     change, words = STRANGE[kind]
@@ -161,6 +163,14 @@ def test_names_without_a_number_and_kernels_without_a_size(written: Path, tmp_pa
         save_file(state | more, folder / "model.safetensors", {"format": "pt"})
         with pytest.raises(CheckpointError, match=words):
             load_model(folder)
+
+
+@pytest.mark.parametrize("name", [3, None, ".", ""])
+def test_an_index_that_names_no_files(name: object, written: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(written / "there", tmp_path / "hf")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(CheckpointError, match="is no index of shards|cannot read .*Is a directory"):
+        load_model(folder)
 
 
 def test_interpolated_positions_are_not_written_where_they_would_be_misread(written: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,19 +121,22 @@ def _files(folder: Path) -> list[Path]:
 
 def _shards(folder: Path, index: Path) -> list[Path]:
     try:
-        names = sorted(set(_json(index)["weight_map"].values()))
-    except (KeyError, AttributeError) as error:
-        raise CheckpointError(f"{index} is no index of shards: it has no weight_map") from error
-    missing = [name for name in names if not (folder / Path(name).name).exists()]
+        names = sorted({Path(name).name for name in _json(index)["weight_map"].values()})
+    except (KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{index} is no index of shards: it has no weight_map of files") from error
+    missing = [name for name in names if not (folder / name).exists()]
     if missing:
         raise CheckpointError(f"{index} names {len(names)} shards, and {_some(missing)} is not there: copy all of them")
-    return [folder / Path(name).name for name in names]
+    return [folder / name for name in names]
 
 
 def _load(file: Path) -> Any:
     """What a file holds, by what it begins with."""
-    with open(file, "rb") as stream:
-        start = stream.read(32)
+    try:
+        with open(file, "rb") as stream:
+            start = stream.read(32)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {error}") from error
     if start[8:9] == b"{":
         try:
             with safe_open(file, "pt") as opened:
@@ -151,7 +155,8 @@ def _load(file: Path) -> Any:
     if torchscript.is_archive(file):
         return torchscript.read(file)
     try:
-        with torch.serialization.safe_globals(ALLOWED):
+        with torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of kinds of tensors that are refused afterwards
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL:? (\S+)", str(error))
