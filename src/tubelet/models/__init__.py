@@ -54,16 +54,12 @@ def build(name: str, spec: ClipSpec, class_names: Sequence[str] = (), **options:
     return model
 
 
+# May be 0: what is dropped, a margin, blocks of a part of a model. Of stages, updates and decoder_depth the family says why not.
+MAY_BE_ZERO = ("dropout", "margin", "pooler_depth", "temporal_depth", "pool_depth", "decoder_depth", "stages", "updates")
+
+
 def _may_be_zero(option: inspect.Parameter) -> bool:
-    """What can be none at all: shares that are dropped, blocks of a part of a model, and what by default is none."""
-    return option.default == 0 or option.name in (
-        "dropout",
-        "decoder_depth",
-        "pooler_depth",
-        "temporal_depth",
-        "pool_depth",
-        "margin",
-    )
+    return option.default == 0 or option.name in MAY_BE_ZERO
 
 
 def _is_grid(value: Any) -> bool:
