@@ -1,6 +1,7 @@
 """Checkpoints of others, made here from random weights in each layout: they load whole or not at all, and say what they are."""
 
 import argparse
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -314,6 +315,15 @@ def test_a_hub_id_comes_from_the_cache_with_its_revision(
     assert main(["weights", "convert", "someone/videomae", str(tmp_path / "ours")]) == 0
     kept = json.loads((tmp_path / "ours" / "config.json").read_text())["trained"]
     assert kept["converted_from"] == "someone/videomae" and kept["revision"] == revision and len(kept["sha256"]) == 64
+    save(model(), tmp_path / "models--someone--own" / "snapshots" / revision)
+    (tmp_path / "models--someone--own" / "refs").mkdir()
+    (tmp_path / "models--someone--own" / "refs" / "main").write_text(revision)
+    assert main(["weights", "convert", "someone/own", str(tmp_path / "own")]) == 0
+    kept = json.loads((tmp_path / "own" / "config.json").read_text())["trained"]
+    weights = (tmp_path / "models--someone--own" / "snapshots" / revision / "model.safetensors").read_bytes()
+    assert kept == {
+        "converted_from": "someone/own", "revision": revision, "sha256": hashlib.sha256(weights).hexdigest(),
+    }  # fmt: skip
     for missing in ("someone/else", "someone/videomae@v2"):
         with pytest.raises(CheckpointError, match=f"no model at {missing}: .*the hub cannot be reached"):
             load_model(missing)

@@ -220,7 +220,7 @@ def test_positions_are_interpolated_for_other_clips_and_it_is_said(case: Case, t
     frames = clips(model.spec)
     assert frames.shape[1:] == (8, 3, 64, 64) and torch.equal(answer(model, frames), answer(made, frames))
     if case.layout == "huggingface":
-        with pytest.raises(CheckpointError, match="positions are interpolated: .* which its config.json cannot say"):
+        with pytest.raises(CheckpointError, match="positions are interpolated: .* which that layout cannot say"):
             convert(model, tmp_path / "again", "huggingface")
 
 

@@ -40,10 +40,13 @@ def command(
         Print JSON.
     """
     from tubelet import datasets
+    from tubelet.errors import ConfigError
     from tubelet.views import each_view
     from tubelet.weights.export import export
     from tubelet.weights.load import load_model, refuse_graph
 
+    if limit < 1:
+        raise ConfigError(f"--limit is {limit}: it must be 1 or more videos")
     refuse_graph(model)
     network = load_model(model)
     clips, labels = [], []
@@ -59,6 +62,8 @@ def command(
             note("some of these videos are of classes that the model does not know: accuracy is not compared")
             labels = []
     parity = export(network, out, to, int8, dynamic_batch, clips, labels)
+    if int8 and not check:
+        note("8 bits were compared on noise only: --check VIDEOS refuses a graph that tells other classes than the model")
     if json:
         emit_json({"out": out, "to": to, "int8": int8, "dynamic_batch": dynamic_batch, **vars(parity)})
         return

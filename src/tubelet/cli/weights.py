@@ -5,6 +5,14 @@ from typing import Literal
 
 from tubelet.cli._print import emit_json, note, table
 
+# Of each action, what it asks for; a flag of another one would be ignored.
+FLAGS = {
+    "inspect": ("classes", "clip", "options"),
+    "convert": ("to", "classes", "clip", "options"),
+    "average": ("decay",),
+    "begin": ("model", "how", "clip", "options"),
+}
+
 
 def command(
     action: Literal["inspect", "convert", "average", "begin"],
@@ -54,6 +62,15 @@ def command(
     from tubelet.errors import ConfigError
     from tubelet.weights import foreign
 
+    given_flags = {
+        "to": to != "tubelet", "classes": classes, "clip": clip, "options": options, "decay": decay is not None, "model": model,
+        "how": how,
+    }  # fmt: skip
+    for flag, set_ in given_flags.items():
+        if set_ and flag not in FLAGS[action]:
+            raise ConfigError(
+                f"--{flag} says nothing to `weights {action}`, which takes --{', --'.join(FLAGS[action])}: leave it out"
+            )
     if action == "average":
         if len(paths) < 3:
             raise ConfigError("too few paths: tubelet weights average RUN RUN ... OUT")
@@ -120,7 +137,11 @@ def _convert(source: str, out: str, to: str, given: "foreign.Given", json: bool)
     place = located(source)
     refuse_graph(place)
     if is_model(place):
-        model, before = load_model(source), None
+        foreign.refuse_given(given, source)
+        model, before = load_model(place), None
+        if not Path(source).exists():
+            weights = sorted(place.rglob("*.safetensors"))
+            origin = {"converted_from": source, "revision": place.name, "sha256": sha256(weights)}
     else:
         model, account = foreign.read(place, given)
         note(f"assumed: {account.assumptions()}")
@@ -133,6 +154,8 @@ def _convert(source: str, out: str, to: str, given: "foreign.Given", json: bool)
         emit_json({"out": out, "to": to, **origin, "proofs": {name: vars(proof) for name, proof in proofs.items() if proof}})
         return 0
     print(f"wrote {out}")
+    if after.lost:
+        print(f"  not in this layout, to be given when it is read: {' '.join(after.lost)}")
     for name, proof in proofs.items():
         if proof:
             difference = proof.difference
@@ -179,5 +202,8 @@ def _pairs(words: list[str] | None, flag: str) -> dict[str, object]:
         name, equals, value = word.partition("=")
         if not equals:
             raise ConfigError(f"--{flag} {word}: it must be NAME=VALUE, for example --clip frames=32")
-        found[name.replace("-", "_")] = yaml.safe_load(value)
+        try:
+            found[name.replace("-", "_")] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--{flag} {word}: {value!r} is no value: a number, a word or a list such as [1,2]") from error
     return found

@@ -7,6 +7,7 @@ number of classes than 400, CLASSES says which. Its model has .name, .spec, .cla
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -43,14 +44,26 @@ def build(name: str, spec: ClipSpec, class_names: Sequence[str] = (), **options:
         wanted = types[find.choose(option, takes, f"option of {name}")].annotation
         if wanted in TYPES and (not isinstance(value, TYPES[wanted]) or (isinstance(value, bool) and wanted is not bool)):
             raise ConfigError(f"{option} of {name} is {value!r}: it must be {WORDS[wanted]}")
-        if option == "position_grid" and value is not None and [type(one) for one in _listed(value)] != [int] * 3:
-            raise ConfigError(f"position_grid of {name} is {value!r}: it must be [slots, rows, columns] of tokens")
+        if wanted in (int, float) and not (0 <= value < math.inf and (value or _may_be_zero(types[option]))):
+            raise ConfigError(f"{option} of {name} is {value!r}: it must be {WORDS[wanted]} above 0")
+        if option == "position_grid" and value is not None and not _is_grid(value):
+            raise ConfigError(
+                f"position_grid of {name} is {value!r}: it must be [slots, rows, columns] of tokens, each 1 or more"
+            )
     model: Model = variants()[name].build(name, spec, class_names, **options)
     return model
 
 
-def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [None]
+# May be 0: what is dropped, a margin, blocks of a part of a model. Of stages, updates and decoder_depth the family says why not.
+MAY_BE_ZERO = ("dropout", "margin", "pooler_depth", "temporal_depth", "pool_depth", "decoder_depth", "stages", "updates")
+
+
+def _may_be_zero(option: inspect.Parameter) -> bool:
+    return option.default == 0 or option.name in MAY_BE_ZERO
+
+
+def _is_grid(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 3 and all(type(one) is int and one > 0 for one in value)
 
 
 def options_of(name: str) -> list[str]:

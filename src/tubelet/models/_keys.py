@@ -29,6 +29,8 @@ def to_ours(state: Mapping[str, Tensor], table: Table, optional: Sequence[str] =
     out: dict[str, Tensor] = {}
     for ours in used:
         pieces = [state[name] for name in _theirs(table[ours])]
+        if len({piece.shape[1:] if piece.ndim else None for piece in pieces}) > 1:
+            raise CheckpointError(f"{' and '.join(_theirs(table[ours]))} are of different shapes")
         out[ours] = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
     return out
 

@@ -3,6 +3,7 @@
 The way back must give the very bits again, and where the other implementation is installed both sides see the same clip.
 """
 
+import inspect
 import json
 import os
 import shutil
@@ -15,30 +16,36 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from tubelet import models
 from tubelet.errors import CheckpointError
 from tubelet.models._model import Model
-from tubelet.weights import files, layouts
+from tubelet.records import unnamed
+from tubelet.weights import files, foreign, layouts
 from tubelet.weights.foreign import Account
 from tubelet.weights.save import save
 
 TO = ("tubelet", "huggingface", "original", "torchvision")
+# Options that change no answer, or are told by the weights themselves.
+TOLD = ("drop_path", "dropout", "first_values", "position_grid", "teachers", "temporal_depth", "pooler_depth")
 
 
 @dataclass(frozen=True)
 class Proof:
     """round_trip: weights that came back bit for bit; difference: the largest between outputs of both implementations on one clip,
-    None where the other one was not asked, and then `why`."""
+    None where the other one was not asked, and then `why`; lost: what the layout does not hold, as the flags that tell it again."""
 
     round_trip: int
     difference: float | None
     why: str = ""
+    lost: tuple[str, ...] = ()
 
 
 def convert(model: Model, out: str | Path, to: str, origin: Mapping[str, Any] | None = None) -> Proof:
     """Write a model in a layout, whole or not at all, and prove it: "tubelet" (a model folder), "huggingface" (a folder that
     transformers loads), "original" or "torchvision" (one .pth file). `origin` is kept in a folder of ours.
 
-    CheckpointError where something is there already, for layouts that the family has not, and where the proof fails.
+    CheckpointError where something is there already, for layouts that the family has not, where the proof fails, and for a
+    model with interpolated positions where nothing in the layout tells which clips these were made for.
     """
     out = Path(out)
     if to not in TO:
@@ -52,10 +59,8 @@ def convert(model: Model, out: str | Path, to: str, origin: Mapping[str, Any] | 
         save(model, out, dict(origin or {}))
         return Proof(len(model.state_dict()), None, "the layout is our own")
     layout = layouts.of(model, to)
-    if layout.config is not None and layouts.interpolation(model):
-        raise CheckpointError(
-            f"{model.name} cannot be written in the layout {to!r}: {layouts.interpolation(model)}, which its config.json cannot say"
-        )
+    if layout.config is not None:
+        _refuse_interpolated(model, to, None)
     state = model.state_dict()
     assert layout.write is not None
     theirs = {key: value.detach().cpu().contiguous().clone() for key, value in layout.write(state, model).items()}
@@ -74,22 +79,61 @@ def convert(model: Model, out: str | Path, to: str, origin: Mapping[str, Any] | 
     try:
         if one_file:
             torch.save({layout.container: theirs, **layout.beside(model)} if layout.container else theirs, draft / out.name)
+            found = _described(layout, draft / out.name)
+            _refuse_interpolated(model, to, found.options.get("position_grid"))
             os.replace(draft / out.name, out)
-            return Proof(len(state), None, "no other implementation is asked: it would not build a model from one file")
+            why = "no other implementation is asked: it would not build a model from one file"
+            return Proof(len(state), None, why, _lost(model, found, named=False))
         assert layout.config is not None
         save_file(theirs, draft / "model.safetensors", {"format": "pt"})
         _write_json(draft / "config.json", {**layout.config(model), **_labels(model)})
         kind = "video" if layout.processor.endswith("VideoProcessor") else "image"
         name = "video_preprocessor_config.json" if kind == "video" else "preprocessor_config.json"
         _write_json(draft / name, {f"{kind}_processor_type": layout.processor, **_preprocessor(model)})
+        found = foreign.look(draft)[0].found
         difference, why = _difference(layout, model, draft)
         os.chmod(draft, 0o755)
         os.replace(draft, out)
-        return Proof(len(state), difference, why)
+        return Proof(len(state), difference, why, _lost(model, found, named=True))
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"cannot write {out}: {error}; nothing was changed") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _refuse_interpolated(model: Model, to: str, told: Any) -> None:
+    """CheckpointError for positions that would be read back for other clips than they were made for."""
+    said = layouts.interpolation(model)
+    if said and list(told or ()) != list(model.options["position_grid"]):
+        raise CheckpointError(
+            f"{model.name} cannot be written in the layout {to!r}: {said}, which that layout cannot say; use --to tubelet"
+        )
+
+
+def _described(layout: layouts.Layout, file: Path) -> layouts.Description:
+    source = files.read(file)
+    return layout.describe(source.tensors, source.config)
+
+
+def _lost(model: Model, found: layouts.Description, named: bool) -> tuple[str, ...]:
+    """What reading a layout back, with `found` of it, would not give, but for what only training asks for."""
+    spec, usual = model.spec.to_dict(), models.clip_of(found.name).to_dict()
+    clip = {**usual, **{key: list(value) if isinstance(value, tuple) else value for key, value in found.clip.items()}}
+    lost = [f"--clip {key}={_word(value)}" for key, value in spec.items() if clip[key] != value]
+    own = models.variants()[found.name].VARIANTS[found.name]
+    takes = inspect.signature(type(model).__init__).parameters
+    for key, value in model.options.items():
+        read = found.options.get(key, own.get(key, takes[key].default))
+        read = list(read) if isinstance(read, tuple) else read
+        if key not in TOLD and not (key.startswith("decoder_") and getattr(model, "decoder", None) is None) and read != value:
+            lost.append(f"--options {key}={_word(value)}")
+    if not named and model.class_names and list(model.class_names) != unnamed(len(model.class_names)):
+        lost.append("--classes FILE")
+    return tuple(lost)
+
+
+def _word(value: Any) -> str:
+    return str(value).replace(" ", "")
 
 
 def prove(model: Model, account: Account, source: Path) -> Proof:
@@ -99,7 +143,7 @@ def prove(model: Model, account: Account, source: Path) -> Proof:
         return Proof(0, None, f"nothing is written in the {account.layout} layout")
     read = files.read(source).tensors
     again = layout.read(layout.write(model.state_dict(), model))
-    same = sum(torch.equal(again[key], value) for key, value in layout.read(read).items())
+    same = sum(torch.equal(again[key].to(value.dtype), value) for key, value in layout.read(read).items())
     if not source.is_dir():
         return Proof(same, None, "a file alone, without the config.json that the other implementation reads")
     if account.interpolated:

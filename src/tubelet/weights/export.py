@@ -8,6 +8,7 @@ Normalising is inside the graph. What comes out is compared with the model befor
 
 import json
 import logging
+import math
 import os
 import shutil
 import statistics
@@ -28,6 +29,7 @@ from tubelet.weights.exported import FILES, Exported, open_graph
 from tubelet.weights.save import describe
 
 LARGEST = {False: 1e-4, True: 0.1}  # difference of probabilities that is let pass: float32, and weights in 8 bits
+AGREEMENT, LOSS = 0.99, 0.01  # of 8 bits on videos: the least share of the same class, the most accuracy that is lost
 ROUNDS = 7
 
 
@@ -74,7 +76,8 @@ def export(
     clips, labels  uint8 (T,3,H,W) each, and their classes' numbers, to compare on; clips of noise where none are given
 
     ConfigError for what cannot be asked for, MissingExtraError for a package that is not installed, CheckpointError where the graph
-    is further from the model than LARGEST, or cannot be written.
+    is further from the model than LARGEST, tells other classes of the given clips than AGREEMENT and LOSS let pass (int8), or
+    cannot be written.
     """
     out = Path(out)
     if to not in FILES:
@@ -84,7 +87,7 @@ def export(
     if out.exists():
         raise CheckpointError(f"{out} is there already: choose another place, nothing is overwritten")
     model = model.cpu().eval()
-    clips = list(clips) or noise(model)
+    videos, clips = len(clips), list(clips) or noise(model)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -93,10 +96,12 @@ def export(
     try:
         WRITERS[to](Graph(model), _example(model, dynamic_batch), draft, int8, dynamic_batch)
         parity = compare(model, Exported(describe(model), open_graph(draft, to), draft), clips, labels)
-        if parity.difference > LARGEST[int8]:
+        if not parity.difference <= LARGEST[int8]:
             raise CheckpointError(
                 f"the graph differs from the model by {parity.difference:.2g}, more than {LARGEST[int8]:g}: nothing was written"
             )
+        if int8 and videos:
+            _refuse_other_answers(parity)
         about = {"to": to, "int8": int8, "dynamic_batch": dynamic_batch, "width": model.width, "parity": asdict(parity)}
         text = json.dumps({**describe(model), "exported": about}, indent=2, ensure_ascii=False)
         (draft / "config.json").write_text(text, encoding="utf-8")
@@ -107,6 +112,21 @@ def export(
         raise CheckpointError(f"cannot write {out}: {error}; nothing was changed") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _refuse_other_answers(parity: Parity) -> None:
+    """CheckpointError where 8 bits change what the model says of videos."""
+    if parity.agreement is not None and parity.agreement < AGREEMENT:
+        raise CheckpointError(
+            f"in 8 bits {parity.agreement:.1%} of {parity.clips} videos are of the model's class, wanted {AGREEMENT:.0%}: nothing "
+            "was written; export without --int8"
+        )
+    before, after = parity.accuracy or (0.0, 0.0)
+    if before - after > LOSS + 1e-9:
+        raise CheckpointError(
+            f"8 bits lose {before - after:.1%} of accuracy on {parity.clips} videos, more than {LOSS:.0%}: nothing was written; "
+            "export without --int8"
+        )
 
 
 @torch.no_grad()
@@ -120,7 +140,10 @@ def compare(model: Model, graph: Model, clips: Sequence[Tensor], labels: Sequenc
             ours, theirs = ours.softmax(0), theirs.softmax(0)
         else:
             ours, theirs = ours / ours.norm(), theirs / ours.norm()
-        largest = max(largest, float((ours - theirs).abs().max()))
+        difference = float((ours - theirs).abs().max())
+        if not math.isfinite(difference):
+            raise CheckpointError(f"{model.name} or its graph gives no finite numbers (NaN or infinity): nothing was written")
+        largest = max(largest, difference)
         same += int(ours.argmax() == theirs.argmax())
         if labels:
             right = [count + int(side.argmax() == labels[number]) for count, side in zip(right, (ours, theirs), strict=True)]

@@ -69,7 +69,7 @@ def open_folder(folder: Path) -> Exported:
     if not (folder / FILES[to]).exists():
         raise CheckpointError(f"{folder} has no {FILES[to]}, which its config.json names: export the model again")
     try:
-        return Exported(description, open_graph(folder, to), folder).eval()
+        run = open_graph(folder, to)
     except (MissingExtraError, CheckpointError):
         raise
     except Exception as error:  # every runtime has its own kinds for a damaged file
@@ -77,6 +77,22 @@ def open_folder(folder: Path) -> Exported:
         raise CheckpointError(
             f"{folder / FILES[to]} cannot be opened, it may be damaged: export the model again ({what[:160]})"
         ) from error
+    try:
+        graph = Exported(description, run, folder).eval()
+        spec = graph.spec
+        with torch.no_grad():
+            out = graph(torch.zeros(1, spec.frames, 3, spec.size, spec.size, dtype=torch.uint8))
+        found = {key: tuple(out[key].shape) for key in ("logits", "embedding") if key in out}
+        wanted = {"logits": (1, len(graph.class_names))} if graph.class_names else {}
+        if found != wanted | {"embedding": (1, graph.width)}:
+            raise ValueError(f"it gives {found}")
+    except Exception as error:  # a clip of another shape fails as the runtime has it
+        what = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{folder / 'config.json'} is not of this graph: its classes, width or clips are others; export the model again "
+            f"({what[:160]})"
+        ) from error
+    return graph
 
 
 def open_graph(folder: Path, to: str) -> Run:

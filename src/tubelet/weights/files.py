@@ -9,6 +9,7 @@ import hashlib
 import json
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from tubelet.errors import CheckpointError
 from tubelet.weights import torchscript
+from tubelet.weights.fill import refuse_strange
 
 # How numpy writes a number and an array in a pickle; found so that the place may move between its versions.
 NUMPY: list[Any] = [np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]]
@@ -36,7 +38,9 @@ ALLOWED: list[Any] = [
 ]
 CONTAINERS = ("model", "module", "model_state", "state_dict", "model_state_dict", "model_ema", "target_encoder", "encoder")
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")  # left off where every key has them
+DEEPEST = 8  # containers in one another; a dict may even hold itself
 NAMES = ("model.safetensors", "pytorch_model.bin")
+OLD = torch.serialization.MAGIC_NUMBER.to_bytes(10, "little")  # what PyTorch's files begin with that are no archive
 
 
 @dataclass
@@ -76,9 +80,7 @@ def read(path: str | Path) -> Source:
         source.config |= loaded.arguments
     if not source.tensors:
         raise CheckpointError(f"{path} holds no weights")
-    broken = [key for key, value in source.tensors.items() if value.is_floating_point() and not value.isfinite().all()]
-    if broken:
-        raise CheckpointError(f"{path}: {_some(broken)} is not finite (NaN or infinity): the run that wrote it had failed")
+    refuse_strange(source.tensors, path)
     source.tensors = _without_prefixes(source.tensors, source.notes)
     # Beside a single file lies what belongs to it only where there is no doubt which file that is.
     if path.is_dir() or path.name in NAMES:
@@ -119,19 +121,22 @@ def _files(folder: Path) -> list[Path]:
 
 def _shards(folder: Path, index: Path) -> list[Path]:
     try:
-        names = sorted(set(_json(index)["weight_map"].values()))
-    except (KeyError, AttributeError) as error:
-        raise CheckpointError(f"{index} is no index of shards: it has no weight_map") from error
-    missing = [name for name in names if not (folder / Path(name).name).exists()]
+        names = sorted({Path(name).name for name in _json(index)["weight_map"].values()})
+    except (KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{index} is no index of shards: it has no weight_map of files") from error
+    missing = [name for name in names if not (folder / name).exists()]
     if missing:
         raise CheckpointError(f"{index} names {len(names)} shards, and {_some(missing)} is not there: copy all of them")
-    return [folder / Path(name).name for name in names]
+    return [folder / name for name in names]
 
 
 def _load(file: Path) -> Any:
     """What a file holds, by what it begins with."""
-    with open(file, "rb") as stream:
-        start = stream.read(16)
+    try:
+        with open(file, "rb") as stream:
+            start = stream.read(32)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {error}") from error
     if start[8:9] == b"{":
         try:
             with safe_open(file, "pt") as opened:
@@ -142,10 +147,16 @@ def _load(file: Path) -> Any:
             ) from error
     if start[:4] != b"PK\x03\x04" and start[:1] != b"\x80":
         raise CheckpointError(f"{file} holds no weights: neither safetensors nor a PyTorch file (.pth, .pt, .bin)")
+    if start[:1] == b"\x80" and OLD not in start:
+        raise CheckpointError(
+            f"{file} is a pickle that PyTorch did not write; it may hold code and is not opened: save the state dict with "
+            "torch.save, or best as safetensors"
+        )
     if torchscript.is_archive(file):
         return torchscript.read(file)
     try:
-        with torch.serialization.safe_globals(ALLOWED):
+        with torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of kinds of tensors that are refused afterwards
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL:? (\S+)", str(error))
@@ -165,16 +176,20 @@ def _unwrapped(held: Any, file: Path) -> tuple[_Loaded, list[str]]:
     """The tensors, out of the containers that trainers put around them, and the run's arguments."""
     notes: list[str] = []
     arguments: dict[str, Any] = {}
-    while True:
+    for depth in range(DEEPEST + 1):
         if not isinstance(held, Mapping):
             raise CheckpointError(f"{file} holds a {type(held).__name__}, no state dict (names and tensors)")
         if isinstance(held.get("args"), argparse.Namespace):
             arguments |= vars(held["args"])
+        elif isinstance(held.get("args"), Mapping):
+            arguments |= held["args"]
         if isinstance(held.get("cfg"), str):
             arguments |= _yaml(held["cfg"])
         inside = [name for name in CONTAINERS if isinstance(held.get(name), Mapping) and held[name]]
         if not inside:
             break
+        if depth == DEEPEST:
+            raise CheckpointError(f"{file} has more than {DEEPEST} containers around its weights: save the state dict alone")
         also = f" ({', '.join(inside[1:])} passed over)" if len(inside) > 1 else ""
         notes.append(f"taken from {inside[0]!r}{also}")
         held = held[inside[0]]

@@ -17,7 +17,7 @@ from tubelet.weights.fill import fill
 from tubelet.weights.resize import fit_tubelets
 
 CLASS_LISTS = ("kinetics400", "ssv2")  # shipped with their sources, see src/tubelet/weights/classes
-INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # as preprocessors number them
+BICUBIC = 3  # as preprocessors number ways to resize
 
 
 @dataclass
@@ -56,6 +56,14 @@ class Given:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+def refuse_given(given: Given, path: object) -> None:
+    """ConfigError where something was given for a model of ours, which says all that itself."""
+    flags = {"--classes": given.classes, "--clip": given.clip, "--options": given.options}
+    some = " and ".join(flag for flag, value in flags.items() if value)
+    if some:
+        raise ConfigError(f"{path} is a model of tubelet's own, which says all of itself: {some} is for files of others only")
+
+
 def look(path: str | Path, given: Given = Given()) -> tuple[Account, files.Source]:
     """What a foreign file or folder is; CheckpointError for weights of an unknown layout, and for class names that do not fit."""
     source = files.read(path)
@@ -64,10 +72,12 @@ def look(path: str | Path, given: Given = Given()) -> tuple[Account, files.Sourc
     except CheckpointError as error:
         raise CheckpointError(image.instead(source) or str(error)) from error
     try:
+        if name == "huggingface":
+            layouts.supported(source.config, "model_type", {family: family})
         found = layouts.known()[family, name].describe(source.tensors, source.config)
+        _preprocessing(found, source.processor)
     except CheckpointError as error:
         raise CheckpointError(f"{path} ({family}, {name} layout): {error}") from error
-    _preprocessing(found, source.processor)
     tubelet = _tubelet(found.options)
     _grid(found, tubelet, given)
     found.clip |= given.clip
@@ -132,23 +142,35 @@ def _grid(found: layouts.Description, tubelet: Triple | None, given: Given) -> N
 
 def _preprocessing(found: layouts.Description, processor: Mapping[str, Any]) -> None:
     """Size, mean and std as a preprocessor's file says them."""
-    size = processor.get("crop_size", processor.get("size"))
-    if isinstance(size, Mapping):
-        size = size.get("height", size.get("shortest_edge"))
-    if isinstance(size, int):
-        found.clip["size"], found.inferred["size"] = size, "preprocessor_config.json"
+    where = "preprocessor_config.json"
+    size = {"size": processor.get("crop_size", processor.get("size"))}
+    if isinstance(size["size"], Mapping):
+        size = {"size": size["size"].get("height", size["size"].get("shortest_edge"))}
+    size["size"] = layouts.told(size, "size", layouts.COUNT, where)
+    if size["size"] is not None:
+        found.clip["size"], found.inferred["size"] = size["size"], where
         found.assumed.pop("size", None)
-    if INTERPOLATIONS.get(processor.get("resample", 2)) == "bicubic":
-        found.clip["interpolation"], found.inferred["interpolation"] = "bicubic", "preprocessor_config.json"
-    normalised = processor.get("do_normalize", True)
-    if processor and (not normalised or {"image_mean", "image_std"} <= processor.keys()):
+    resample = processor.get("resample")
+    if resample is not None and not isinstance(resample, int):
+        raise CheckpointError(
+            f"resample is {resample!r} in {where}: it must be a whole number, 2 for bilinear or 3 for bicubic"
+        )
+    if resample == BICUBIC:
+        found.clip["interpolation"], found.inferred["interpolation"] = "bicubic", where
+    normalised, rescaled, offset = (
+        layouts.told(processor, name, layouts.YES_NO, where) for name in ("do_normalize", "do_rescale", "offset")
+    )
+    colours = [layouts.told(processor, name, layouts.COLOURS, where) for name in ("image_mean", "image_std")]
+    factor = layouts.told(processor, "rescale_factor", layouts.POSITIVE, where) or 1 / 255
+    if processor and (normalised is False or None not in colours):
         # Of values x in [0,1]: theirs are (scale x - offset - mean) / std, ours (x - mean) / std.
-        scale = round(255 * processor.get("rescale_factor", 1 / 255), 9) if processor.get("do_rescale", True) else 255
-        offset = 1 if processor.get("offset", False) else 0
-        mean, std = (processor["image_mean"], processor["image_std"]) if normalised else ((0, 0, 0), (1, 1, 1))
-        found.clip["mean"] = tuple((value + offset) / scale for value in mean)
+        scale = 255 if rescaled is False else round(255 * factor, 9)
+        mean, std = ((0, 0, 0), (1, 1, 1)) if normalised is False else colours
+        if min(std) <= 0:
+            raise CheckpointError(f"image_std is {std!r} in {where}: every value must be above 0")
+        found.clip["mean"] = tuple((value + (1 if offset else 0)) / scale for value in mean)
         found.clip["std"] = tuple(value / scale for value in std)
-        found.inferred["normalisation"] = "preprocessor_config.json"
+        found.inferred["normalisation"] = where
 
 
 def _as_published(found: layouts.Description) -> None:
@@ -173,12 +195,10 @@ def _class_names(found: layouts.Description, config: Mapping[str, Any], classes:
     names: list[str] = []
     if classes:
         names, found.inferred["class names"] = class_list(classes), f"given: {classes}"
-    elif isinstance(labels, Mapping) and not all(str(label).startswith("LABEL_") for label in labels.values()):
-        try:
-            names = [str(label) for _, label in sorted(labels.items(), key=lambda item: int(item[0]))]
-        except ValueError as error:
-            raise CheckpointError(f"{path}: id2label of config.json does not number its classes ({error})") from error
-        found.inferred["class names"] = "id2label in config.json"
+    elif labels is not None:
+        names = _labels(labels, found.classes, path)
+        if names:
+            found.inferred["class names"] = "id2label in config.json"
     if not names:
         found.assumed["class names"] = f"none: nothing names its {found.classes} classes"
         return unnamed(found.classes)
@@ -187,6 +207,18 @@ def _class_names(found: layouts.Description, config: Mapping[str, Any], classes:
             f"{path} has a head of {found.classes} classes, and {len(names)} names are given: they must be equally many"
         )
     return names
+
+
+def _labels(labels: Any, classes: int, path: object) -> list[str]:
+    """The names in id2label, in the order of their numbers; none where they are transformers' own stand-ins."""
+    if not isinstance(labels, Mapping) or not all(isinstance(label, str) for label in labels.values()):
+        raise CheckpointError(f'{path}: id2label of config.json must be names by number, such as {{"0": "a"}}: give --classes')
+    if all(label.startswith("LABEL_") for label in labels.values()):
+        return []
+    by_number = {str(number): label for number, label in labels.items()}
+    if len(by_number) == classes and set(by_number) != {str(number) for number in range(classes)}:
+        raise CheckpointError(f"{path}: id2label of config.json does not number its classes 0 to {classes - 1}: give --classes")
+    return [label for _, label in sorted(by_number.items(), key=lambda item: (len(item[0]), item[0]))]
 
 
 def class_list(name: str) -> list[str]:

@@ -24,7 +24,7 @@ from tubelet.models import _keys
 from tubelet.models._model import Model
 from tubelet.models._tokens import conv_weight, linear_weight, resize_kernel
 from tubelet.records import IMAGENET_MEAN, IMAGENET_STD, ClipSpec
-from tubelet.weights import files
+from tubelet.weights import files, layouts
 from tubelet.weights.layouts.videomae import HEADS
 
 State = dict[str, Tensor]
@@ -240,9 +240,12 @@ def read(path: str | Path) -> Image:
     left = {key: why for key in state for pattern, why in layout.left.items() if fnmatch.fnmatchcase(key, pattern)}
     kept = layout.rename({key: value for key, value in state.items() if key not in left})
     image = Image(fitting[0], layout.kind, kept, left, source.files, layout.colours, list(source.notes))
-    told = source.processor
-    if "image_mean" in told and "image_std" in told:
-        image.colours = tuple(told["image_mean"]), tuple(told["image_std"])
+    mean, std = (
+        layouts.told(source.processor, name, layouts.COLOURS, "preprocessor_config.json")
+        for name in ("image_mean", "image_std")
+    )
+    if mean is not None and std is not None:
+        image.colours = tuple(mean), tuple(std)
     elif image.colours is None and (DECODER in left.values() or DISTILLED in left.values()):
         image.colours = IMAGENET
     if layout.kind == "ViT":
@@ -276,7 +279,7 @@ def _describe(image: Image, config: Mapping[str, Any], path: str | Path) -> None
     if kernel is None or hidden is None or kernel.ndim != 4:
         raise CheckpointError(f"{path} is no whole ViT: its patch embedding or its first block's MLP is not there")
     width = kernel.shape[0]
-    heads = config.get("num_attention_heads")
+    heads = layouts.told(config, "num_attention_heads", layouts.COUNT)
     if heads is None and width in HEADS:
         heads = HEADS[width]
         image.notes.append(f"assumed: {heads} heads, as usual for a width of {width}")

@@ -21,6 +21,7 @@ def inspect(path: str | Path, given: foreign.Given = foreign.Given()) -> dict[st
     path = located(path)
     refuse_graph(path)
     if is_model(path):
+        foreign.refuse_given(given, path)
         model = load_model(path)
         family = models.variants()[model.name].__name__.rpartition(".")[2]
         return _row(str(path), "tubelet", family, model.name, model.options, model.spec.to_dict(), list(model.class_names)) | {

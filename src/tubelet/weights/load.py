@@ -66,7 +66,8 @@ def is_model(path: Path) -> bool:
 def is_folder(folder: Path) -> bool:
     """Whether this is a model folder of ours."""
     try:
-        return "format" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return isinstance(found, dict) and "format" in found
     except FileNotFoundError:
         return False
     except (OSError, ValueError) as error:
@@ -96,7 +97,7 @@ def rebuild(description: dict[str, Any], where: str | Path) -> Model:
             raise CheckpointError(f"{where} is of format {description['format']!r}; this version reads {FORMAT!r}")
         spec = ClipSpec.from_dict(description["clip"])
         return models.build(description["name"], spec, description["class_names"], **description["options"])
-    except (KeyError, TypeError, AttributeError, ConfigError) as error:
+    except (KeyError, TypeError, AttributeError, RuntimeError, ConfigError) as error:  # no memory is a RuntimeError of torch
         raise CheckpointError(f"{where} does not describe a tubelet model: {error}") from error
 
 

@@ -5,6 +5,7 @@ from others, and what it says of the model.
 """
 
 import fnmatch
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,29 @@ from tubelet.errors import CheckpointError
 from tubelet.models._model import Model
 
 State = dict[str, Tensor]
+
+
+COUNT, POSITIVE, YES_NO, COLOURS = "a whole number above 0", "a number above 0", "true or false", "three numbers"
+
+
+def told(config: Mapping[str, Any], name: str, wanted: str, where: str = "config.json") -> Any:
+    """What `name` is beside the weights, None where that does not say it; CheckpointError for what is not `wanted`: one of COUNT,
+    POSITIVE, YES_NO and COLOURS."""
+    value: Any = config.get(name)
+    if wanted == COLOURS:
+        right = isinstance(value, list | tuple) and len(value) == 3 and all(map(is_number, value))
+    elif wanted == YES_NO:
+        right = isinstance(value, bool)
+    else:
+        right = is_number(value) and value > 0 and (wanted == POSITIVE or isinstance(value, int))
+    if value is not None and not right:
+        raise CheckpointError(f"{name} is {value!r} in {where}: it must be {wanted}")
+    return value
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
 
 
 @dataclass
@@ -42,14 +66,16 @@ class Description:
 
     def take(self, name: str, config: Mapping[str, Any], theirs: str, where: str = "config.json") -> None:
         """The clip's field `name` from what is called `theirs` beside the weights, where it is."""
-        if config.get(theirs) is not None:
-            self.clip[name] = config[theirs]
+        value = told(config, theirs, {"mean": COLOURS, "std": COLOURS}.get(name, COUNT), where)
+        if value is not None:
+            self.clip[name] = value
             self.inferred[name] = f"{theirs} in {where}"
 
     def take_heads(self, config: Mapping[str, Any], published: Mapping[int, int], width: int) -> None:
         """Heads, which no shape tells, from config.json, else those that are published with the width, else None."""
-        self.options["heads"] = config.get("num_attention_heads", published.get(width))
-        if "num_attention_heads" in config:
+        heads = told(config, "num_attention_heads", COUNT)
+        self.options["heads"] = published.get(width) if heads is None else heads
+        if heads is not None:
             self.inferred["heads"] = "num_attention_heads in config.json"
         elif width in published:
             self.assumed[f"heads of width {width}"] = f"{published[width]}, as published"
@@ -57,7 +83,7 @@ class Description:
     def take_classes(self, state: Mapping[str, Tensor], head: str) -> None:
         """How many classes the weight called `head` has, where it is."""
         if head in state:
-            self.classes = len(state[head])
+            self.classes = shape(state, head, 2)[0]
             self.inferred["classes"] = f"the shape of {head}"
 
 
@@ -149,11 +175,13 @@ def interpolation(model: Model) -> str:
 
 
 def shape(state: Mapping[str, Tensor], key: str, dimensions: int) -> tuple[int, ...]:
-    """Of a weight; CheckpointError where it is missing, or of another number of dimensions."""
+    """Of a weight; CheckpointError where it is missing or empty, or of another number of dimensions."""
     if key not in state:
         raise CheckpointError(f"missing {key}")
     if state[key].ndim != dimensions:
         raise CheckpointError(f"{key} is {tuple(state[key].shape)}, wanted {dimensions} dimensions")
+    if not state[key].numel():
+        raise CheckpointError(f"{key} is {tuple(state[key].shape)}: it holds no value")
     return tuple(state[key].shape)
 
 
@@ -166,12 +194,17 @@ def square(places: int) -> int | None:
 def supported(config: Mapping[str, Any], name: str, values: Mapping[Any, Any]) -> Any:
     """What their setting `name` is called with us, the first of `values` (theirs -> ours) where config.json does not say it;
     CheckpointError for a value that we do not have."""
-    told = config.get(name, next(iter(values)))
-    if told not in values:
-        raise CheckpointError(f"{name} is {told!r} in config.json, which is not supported: only {', '.join(map(repr, values))}")
-    return values[told]
+    said = config.get(name)
+    said = next(iter(values)) if said is None else said
+    if isinstance(said, list | dict) or said not in values:
+        raise CheckpointError(f"{name} is {said!r} in config.json, which is not supported: only {', '.join(map(repr, values))}")
+    return values[said]
 
 
 def count_blocks(state: Mapping[str, Tensor], stem: str) -> int:
     """How many numbered blocks there are below `stem`, for example "encoder.blocks."."""
-    return 1 + max((int(key[len(stem) :].split(".")[0]) for key in state if key.startswith(stem)), default=-1)
+    numbers = [key[len(stem) :].split(".")[0] for key in state if key.startswith(stem)]
+    strange = [number for number in numbers if not number.isdecimal()]
+    if strange:
+        raise CheckpointError(f"{stem}{strange[0]} is no block: its name has no number")
+    return 1 + max(map(int, numbers), default=-1)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from torch import Tensor
 
@@ -137,9 +138,9 @@ def compare(model: timesformer.TimeSformer, folder: Path) -> float:
     frames = example_clip(model)
     values, out = normalize(frames, model.spec.mean, model.spec.std, colour_dim=2), model(frames)
     if model.class_names and model.attention != "space":
-        theirs = transformers.TimesformerForVideoClassification.from_pretrained(folder).eval()
+        theirs = transformers.TimesformerForVideoClassification.from_pretrained(folder, dtype=torch.float32).eval()
         return float((theirs(values).logits - out["logits"]).abs().max())
-    tokens = transformers.TimesformerModel.from_pretrained(folder).eval()(values).last_hidden_state[:, 1:]
+    tokens = transformers.TimesformerModel.from_pretrained(folder, dtype=torch.float32).eval()(values).last_hidden_state[:, 1:]
     if model.attention == "space":  # (T,S,D)
         tokens = tokens.flatten(0, 1)[None]
     else:  # a place's moments lie side by side

@@ -4,13 +4,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tubelet import masking
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.models import videomae
 from tubelet.video.normalize import normalize
-from tubelet.weights.layouts import Description, Layout, State, count_blocks, example_clip, has_tubelets, shape
+from tubelet.weights.layouts import (
+    COUNT,
+    POSITIVE,
+    YES_NO,
+    Description,
+    Layout,
+    State,
+    count_blocks,
+    example_clip,
+    has_tubelets,
+    shape,
+    supported,
+    told,
+)  # fmt: skip
 
 HEADS = {192: 3, 384: 6, 512: 8, 640: 8, 768: 12, 1024: 16, 1280: 16, 1408: 16}  # of a width, which no shape tells
 ARGUMENTS = {"frames": "num_frames", "size": "input_size", "stride_frames": "sampling_rate"}
@@ -35,14 +49,19 @@ def describe_huggingface(state: Mapping[str, Tensor], config: Mapping[str, Any])
         state, f"{stem}embeddings.patch_embeddings.projection.weight", f"{stem}encoder.layer.", "intermediate.dense.weight",
         "decoder.decoder_layers.", "classifier.weight",
     )  # fmt: skip
-    if found.classes and not config.get("use_mean_pooling", True):
+    supported(config, "hidden_act", {"gelu": "gelu"})
+    supported(config, "qkv_bias", {True: True})
+    if found.classes and told(config, "use_mean_pooling", YES_NO) is False:
         raise CheckpointError("this classifier looks at its first token (use_mean_pooling is false), which is not supported")
-    eps = config.get("layer_norm_eps", 1e-12)
+    eps = told(config, "layer_norm_eps", POSITIVE) or 1e-12
     found.options |= dict(eps=eps, norm_eps=1e-5 if found.classes else eps, decoder_norm_eps=1e-5)
-    if "num_attention_heads" in config:
-        found.options["heads"] = config["num_attention_heads"]
+    heads = told(config, "num_attention_heads", COUNT)
+    if heads is not None:
+        found.options["heads"] = heads
         if "decoder_width" in found.options:
-            found.options["decoder_heads"] = config["decoder_num_attention_heads"]
+            found.options["decoder_heads"] = (
+                told(config, "decoder_num_attention_heads", COUNT) or found.options["decoder_heads"]
+            )
         found.assumed, found.inferred = {}, found.inferred | {"heads, eps": "config.json"}
     else:
         found.assumed["eps"] = f"{eps}, as usual"
@@ -77,7 +96,7 @@ def _shapes(
     found.options = dict(width=width, depth=depth, patch=patch, tubelet=tubelet, mlp_ratio=ratio, heads=_heads(width, found))
     found.inferred |= {"width, patch, tubelet": f"the shape of {embed}", "depth": f"{depth} blocks"}
     if project in state:
-        wide, deep = state[project].shape[0], count_blocks(state, decoder)
+        wide, deep = shape(state, project, 2)[0], count_blocks(state, decoder)
         found.options |= dict(decoder_width=wide, decoder_depth=deep, decoder_heads=_heads(wide, found))
         found.inferred["decoder"] = f"{deep} blocks of width {wide}"
     elif head in state:
@@ -93,6 +112,12 @@ def _heads(width: int, found: Description) -> int | None:
     if width in HEADS:
         found.assumed[f"heads of width {width}"] = f"{HEADS[width]}, as published"
     return HEADS.get(width)
+
+
+def _run(model: videomae.VideoMAE) -> dict[str, Any]:
+    """The arguments of a run, as the original keeps them; a plain dict, which every reader opens."""
+    spec = {"frames": model.spec.frames, "size": model.spec.size, "stride_frames": model.spec.stride_frames}
+    return {"args": {theirs: spec[ours] for ours, theirs in ARGUMENTS.items()}}
 
 
 def config(model: videomae.VideoMAE) -> dict[str, Any]:
@@ -128,12 +153,12 @@ def compare(model: videomae.VideoMAE, folder: Path) -> float:
     frames = example_clip(model)
     values = normalize(frames, model.spec.mean, model.spec.std, colour_dim=2)
     if model.class_names:
-        theirs = transformers.VideoMAEForVideoClassification.from_pretrained(folder).eval()
+        theirs = transformers.VideoMAEForVideoClassification.from_pretrained(folder, dtype=torch.float32).eval()
         return float((theirs(values).logits - model(frames)["logits"]).abs().max())
     if model.decoder is None:
-        theirs = transformers.VideoMAEModel.from_pretrained(folder).eval()
+        theirs = transformers.VideoMAEModel.from_pretrained(folder, dtype=torch.float32).eval()
         return float((theirs(values).last_hidden_state - model(frames)["tokens"]).abs().max())
-    theirs = transformers.VideoMAEForPreTraining.from_pretrained(folder).eval()
+    theirs = transformers.VideoMAEForPreTraining.from_pretrained(folder, dtype=torch.float32).eval()
     mask = masking.make("tube", model.grid, 0.75, 1)
     return float((theirs(values, bool_masked_pos=mask).logits - model(frames, mask=mask)["prediction"]).abs().max())
 
@@ -141,7 +166,7 @@ def compare(model: videomae.VideoMAE, folder: Path) -> float:
 LAYOUTS = {
     "original": Layout(
         ("*patch_embed.proj.weight", "*blocks.0.attn.q_bias"), describe_original, videomae.from_original,
-        lambda state, model: videomae.to_original(state, model.tubelet), container="model",
+        lambda state, model: videomae.to_original(state, model.tubelet), container="model", beside=_run,
     ),
     "huggingface": Layout(
         ("*embeddings.patch_embeddings.projection.weight", "*encoder.layer.0.attention.attention.query.weight"),

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tubelet.models import vivit
@@ -87,9 +88,9 @@ def compare(model: vivit.ViViT, folder: Path) -> float:
     frames = example_clip(model)
     values, out = normalize(frames, model.spec.mean, model.spec.std, colour_dim=2), model(frames)
     if model.class_names:
-        theirs = transformers.VivitForVideoClassification.from_pretrained(folder).eval()
+        theirs = transformers.VivitForVideoClassification.from_pretrained(folder, dtype=torch.float32).eval()
         return float((theirs(values).logits - out["logits"]).abs().max())
-    theirs = transformers.VivitModel.from_pretrained(folder, add_pooling_layer=False).eval()
+    theirs = transformers.VivitModel.from_pretrained(folder, add_pooling_layer=False, dtype=torch.float32).eval()
     return float((theirs(values).last_hidden_state[:, 1:] - out["tokens"]).abs().max())
 
 

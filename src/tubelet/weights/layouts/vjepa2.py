@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tubelet.errors import CheckpointError
 from tubelet.models import vjepa2
 from tubelet.video.normalize import normalize
-from tubelet.weights.layouts import Description, Layout, State, count_blocks, example_clip, shape, supported
+from tubelet.weights.layouts import POSITIVE, Description, Layout, State, count_blocks, example_clip, shape, supported, told
 
 HEADS = {sizes["width"]: sizes["heads"] for sizes in vjepa2.VARIANTS.values()}
 STEM = "vjepa2."  # which the encoder alone is saved without
@@ -32,8 +33,9 @@ def describe_huggingface(state: Mapping[str, Tensor], config: Mapping[str, Any])
     found.take_heads(config, HEADS, found.options["width"])
     found.take("frames", config, "frames_per_clip")
     found.take("size", config, "crop_size")
-    if "layer_norm_eps" in config:
-        found.options["eps"], found.inferred["eps"] = config["layer_norm_eps"], "layer_norm_eps in config.json"
+    eps = told(config, "layer_norm_eps", POSITIVE)
+    if eps is not None:
+        found.options["eps"], found.inferred["eps"] = eps, "layer_norm_eps in config.json"
     else:
         found.assumed["eps"] = "1e-6, as published"
     found.take_classes(state, "classifier.weight")
@@ -87,9 +89,9 @@ def compare(model: vjepa2.VJEPA2, folder: Path) -> float:
     frames = example_clip(model)
     values, out = normalize(frames, model.spec.mean, model.spec.std, colour_dim=2), model(frames)
     if model.class_names:
-        theirs = transformers.VJEPA2ForVideoClassification.from_pretrained(folder).eval()
+        theirs = transformers.VJEPA2ForVideoClassification.from_pretrained(folder, dtype=torch.float32).eval()
         return float((theirs(values).logits - out["logits"]).abs().max())
-    theirs = transformers.VJEPA2Model.from_pretrained(folder).eval()
+    theirs = transformers.VJEPA2Model.from_pretrained(folder, dtype=torch.float32).eval()
     return float((theirs(values, skip_predictor=True).last_hidden_state - out["tokens"]).abs().max())
 
 
