@@ -15,6 +15,7 @@ from tubelet.errors import CheckpointError, ConfigError
 from tubelet.evaluate.grounding import localisation
 from tubelet.scan import Scan
 from tubelet.timeline import Timeline, cues, detections, over_time, segments, timeline, to_csv, to_dict, to_srt, to_vtt, write
+from tubelet.video.write import write_video
 
 from .colours import Colours, film
 
@@ -78,6 +79,14 @@ def test_probabilities_over_time_are_the_weighted_mean():
     got = over_time(found, np.array([0.0, 1.0, 2.0, 2.5, 4.0, 5.0]))
     # Both windows cover the second moment by 1 s each; the last is covered by none and takes the nearest.
     assert torch.allclose(got[:, 0], torch.tensor([1.0, 0.5, 0.0, 0.0, 0.0])) and torch.allclose(got.sum(1), torch.ones(5))
+
+
+def test_a_single_frame_has_a_moment_too(tmp_path):
+    write_video(tmp_path / "one.mp4", torch.full((1, 3, 32, 32), 200, dtype=torch.uint8), fps=0.5)
+    found = timeline(Colours(COLOURS), tmp_path / "one.mp4", 0.5)
+    assert found.seconds.tolist() == [0, 0.5, 1, 1.5, 2] and torch.allclose(found.probabilities.sum(1), torch.ones(4))
+    nothing = over_time(Scan(torch.zeros(1, 2).double(), torch.zeros(1, 1), torch.ones(1, 1), 0.0), np.array([0.0, 0.0]))
+    assert nothing.tolist() == [[1.0]]
 
 
 @pytest.mark.parametrize(("count", "length", "every"), [(60, 0.67, 1.0), (60, 4.0, 0.25), (5, 0.5, 0.3), (1, 9.0, 1.0)])

@@ -27,6 +27,8 @@ from tubelet import __version__, storage
 from tubelet.errors import ConfigError
 from tubelet.features import fingerprint
 from tubelet.models._model import Model
+from tubelet.video.decode import probe
+from tubelet.video.guard import run
 from tubelet.video.stream import Stream, Windows
 
 SCALES = (1.0, 2.0, 4.0)  # lengths of windows, relative to what a clip of the model spans
@@ -220,7 +222,8 @@ def _scan(
     total = done + len(stream)
     if room and done:
         room.say(f"{video}: goes on after {done} of {total} windows")
-    frame_seconds = float(np.diff(stream.seconds).mean()) if len(stream.seconds) > 1 else 0.0
+    steps = np.diff(stream.seconds)
+    frame_seconds = float(steps.mean()) if len(steps) else run(str(video), probe, video).duration_seconds
     new, kept_at = list[Rows](), time.monotonic()  # since something was kept
 
     def keep() -> None:
@@ -260,9 +263,6 @@ def _scan(
 def scales(model: Model, video: str | Path, lengths: Sequence[float] = (), step: float = STEP) -> list[Windows]:
     """Sliding windows of several lengths, in seconds; () takes SCALES times what a clip of the model spans in this video, but
     none longer than the video. step: relative to the length of a window."""
-    from tubelet.video.decode import probe
-    from tubelet.video.guard import run
-
     if not lengths:
         info = run(str(video), probe, video)
         clip = model.spec.window_frames / max(info.fps, 1e-6)

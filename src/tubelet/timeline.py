@@ -85,7 +85,8 @@ def timeline(
         choose(background, model.class_names, "class")
     windows = scales(model, video, lengths, step)
     found = scan(model, video, windows if lengths else windows[:1], batch_size, on_window, kept)
-    borders = np.append(np.arange(0, found.duration - 1e-6, every_seconds), found.duration)
+    # At least one moment: the only frame of a file may be shown for no time at all.
+    borders = np.append(np.arange(0, max(found.duration - 1e-6, 1e-9), every_seconds), found.duration)
     shown = [number for number, name in enumerate(model.class_names) if name != background]
     chances = over_time(found, borders)[:, shown]
     if background:
