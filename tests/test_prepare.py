@@ -94,6 +94,67 @@ def test_a_table_keeps_rows_columns_and_parts(tmp_path: Path) -> None:
         assert len(decode(example.path).frames) == 6
 
 
+def test_trimmed_parts_are_files_of_their_own_with_the_frames_of_the_parts(tmp_path: Path) -> None:
+    folder, out = tmp_path / "videos", tmp_path / "out"
+    video(folder / "x/a.mp4", 40, size=(32, 48))
+    video(folder / "b.avi", 12, seed=1)
+    (folder / "labels.csv").write_text(
+        "file,label,start,end,split\nx/a.mp4,wave,1.25,2.5,train\nx/a.mp4,clap,2.5,,val\nx/a.mp4,jump,1.25,2.5,val\nb,clap,,,train\n"
+    )
+    done = prepare(folder, out, PrepareConfig(trim=True, crf=0))
+    assert (out / "labels.csv").read_text() == (
+        "file,label,split\nx/a@1.25-2.5.mp4,wave,train\nx/a@2.5-.mp4,clap,val\nx/a@1.25-2.5.mp4,jump,val\nb.avi.mp4,clap,train\n"
+    )
+    names = ["b.avi.mp4", "labels.csv", "prepared.jsonl", "x/a@1.25-2.5.mp4", "x/a@2.5-.mp4"]
+    assert sorted(files(out)) == names and [made.frames for made in done.made] == [12, 15, 12]
+    whole, times = decode(folder / "x/a.mp4").frames.float(), frame_times(folder / "x/a.mp4")
+    for name, start, end in (("x/a@1.25-2.5.mp4", 1.25, 2.5), ("x/a@2.5-.mp4", 2.5, 4.0)):
+        part = decode(out / name)
+        numbers = ((times >= start) & (times < end)).nonzero().ravel()
+        assert len(part.frames) == len(numbers) and torch.allclose(part.seconds, times[numbers] - times[numbers[0]])
+        # colours are stored at half the size, so they are not the source's to the last bit; those of a frame away are far off
+        error = [(part.frames.float() - whole[numbers + shift]).abs().mean() for shift in (0, -1)]
+        assert error[0] < 0.1 * error[1]
+    assert prepare(folder, out, PrepareConfig(trim=True, crf=0)).new == 0
+    with pytest.raises(ConfigError, match="prepared with trim True, not False"):
+        prepare(folder, out, PrepareConfig(crf=0))
+
+
+def test_a_part_begins_between_key_frames_of_a_long_file(tmp_path: Path) -> None:
+    """Of which only what the part needs is decoded: the frames are those of the file from its start."""
+    pixels = torch.randint(0, 256, (90, 3, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    write_video(tmp_path / "long.mp4", pixels, fps=30, gop_frames=20)
+    reencode.reencode(str(tmp_path / "long.mp4"), tmp_path / "part.mp4", crf=0, part=(1.5, 2.0))
+    assert decode(tmp_path / "part.mp4").frames.shape[0] == 15
+    reencode.reencode(str(tmp_path / "long.mp4"), tmp_path / "whole.mp4", crf=0)
+    assert torch.equal(decode(tmp_path / "part.mp4").frames, decode(tmp_path / "whole.mp4").frames[45:60])
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (None, "has no parts of videos to trim to: wanted a table with a start and an end, or no --trim"),
+        ("path,label\na.mp4,wave\n", "has no parts of videos to trim to"),
+    ],
+)
+def test_nothing_to_trim_is_said(table: str | None, message: str, tmp_path: Path) -> None:
+    video(tmp_path / "videos" / "a.mp4")
+    if table:
+        (tmp_path / "videos" / "labels.csv").write_text(table)
+    with pytest.raises(ConfigError, match=message):
+        prepare(tmp_path / "videos", tmp_path / "out", PrepareConfig(trim=True))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_part_beyond_the_end_is_left_out_with_its_reason(tmp_path: Path) -> None:
+    video(tmp_path / "videos" / "a.mp4")
+    (tmp_path / "videos" / "labels.csv").write_text("path,label,start,end\na.mp4,wave,0,0.3\na.mp4,clap,7,9\n")
+    done = prepare(tmp_path / "videos", tmp_path / "out", PrepareConfig(trim=True))
+    assert [(one.path, one.error) for one in done.left_out] == [
+        ("a@7-9.mp4", "no frame lies in the part 7 s to 9 s; the video lasts 0.5 s")
+    ]
+
+
 @pytest.mark.parametrize("rows", ["a b.mp4 1\nc.mp4 0\n", "a b.mp4\nc.mp4\n", "a b.mp4 wave 0 0.2\nc.mp4 clap 0.1 0.4\n"])
 def test_a_list_without_a_header_stays_one(rows: str, tmp_path: Path) -> None:
     folder = tmp_path / "videos"
@@ -230,14 +291,14 @@ def test_what_ends_its_reader_costs_that_video(videos: Path, tmp_path: Path, mon
     """A decoder that crashes, never ends or swallows memory: in the processes that read, which are copies of this one."""
     decoded = reencode.all_frames
 
-    def all_frames(path: str, *settings: object) -> object:
+    def all_frames(path: str, *settings: object, **more: object) -> object:
         if path.endswith("crash.mp4"):
             ctypes.string_at(0)
         if path.endswith("bomb.mp4"):
             bytearray(2**40)
         while path.endswith("hang.mp4"):
             pass
-        return decoded(path, *settings)
+        return decoded(path, *settings, **more)
 
     guard.end_idle()  # those made now see this decoder
     monkeypatch.setattr(reencode, "all_frames", all_frames)

@@ -27,7 +27,7 @@ from tubelet.video.augment import AugmentConfig, cached_short_side, draw_box, va
 from tubelet.video.decode import decode_cuts, frame_times, probe
 from tubelet.video.guard import run
 from tubelet.video.resize import cut, resize
-from tubelet.video.sample import span_frames, train_indices
+from tubelet.video.sample import between, span_frames, train_indices
 
 
 @dataclass(frozen=True)
@@ -301,12 +301,6 @@ def extent(example: Example, whole: Clip | None) -> tuple[int, tuple[int, int] |
     if example.start_seconds is None and example.end_seconds is None:
         return count, None
     times = frame_times(example.path) if whole is None else whole.seconds
-    start = 0 if example.start_seconds is None else int(torch.searchsorted(times, example.start_seconds))
-    end = count if example.end_seconds is None else int(torch.searchsorted(times, example.end_seconds))
-    if start >= end:
-        raise VideoError(
-            f"{example.path}: no frame lies in the part {example.start_seconds or 0:g} s to "
-            f"{'the end' if example.end_seconds is None else f'{example.end_seconds:g} s'}; "
-            f"the video lasts {float(times[-1]) if len(times) else 0:g} s"
-        )
-    return count, (start, end)
+    with naming(example):
+        part = between(times.numpy(), example.start_seconds, example.end_seconds)
+    return count, (part.start, part.stop)

@@ -23,6 +23,7 @@ from tubelet import datasets
 from tubelet.datasets import _prepared, table
 from tubelet.datasets._prepared import Job, Made
 from tubelet.datasets.split import content_hash
+from tubelet.datasets.table import Part
 from tubelet.errors import ConfigError, DataError, VideoError
 from tubelet.records import Dataset
 from tubelet.video.decode import probe
@@ -40,11 +41,13 @@ class PrepareConfig:
     short_side  height or width, whichever is less, in pixels; smaller videos keep their size
     gop_frames  frames from one key frame to the next; 1, all of them, suits `segments` sampling and takes most space
     crf         x264's quality: lower is better and larger, by about 12 % a step
+    trim        of every row of a table only the part from its start to its end, as a file of its own
     """
 
     short_side: int = 256
     gop_frames: int = 16
     crf: int = 18
+    trim: bool = False
 
     def __post_init__(self) -> None:
         for name, least, most in (("short_side", 160, 320), ("gop_frames", 1, 300), ("crf", 0, 40)):
@@ -111,7 +114,7 @@ def prepare_many(
         part
         for name, value in asdict(config).items()
         if value != getattr(PrepareConfig, name)
-        for part in (f"--{name.replace('_', '-')}", str(value))
+        for part in ([f"--{name}"] if value is True else [f"--{name.replace('_', '-')}", str(value)])
     ]
     command = shlex.join(["tubelet", "prepare", *map(str, paths), str(out), *flags])
     if len(paths) == 1:
@@ -134,7 +137,9 @@ def prepare(
     """
     config, folder = config or PrepareConfig(), Path(out)
     dataset = datasets.read(data)
-    names = _names(Path(data), dataset)
+    names = _names(Path(data), dataset, config.trim)
+    if config.trim and (not table.matches(data) or all(part[1:] == (None, None) for part in names)):
+        raise ConfigError(f"{data} has no parts of videos to trim to: wanted a table with a start and an end, or no --trim")
     job = Job(
         os.path.abspath(data), command or shlex.join(["tubelet", "prepare", str(data), str(out)]), asdict(config), len(names)
     )
@@ -148,7 +153,7 @@ def prepare(
                 (folder / name).unlink(missing_ok=True)
             made, new = _make(folder, job, names, {name: before[name] for name in before.keys() - gone}, config, workers)
             if table.matches(data):
-                _prepared.write_text(folder / "labels.csv", table.with_paths(data, names))
+                _prepared.write_text(folder / "labels.csv", table.with_paths(data, names, config.trim))
             _prepared.write(folder, replace(job, finished=True), made)
     except OSError as error:
         raise DataError(
@@ -158,12 +163,18 @@ def prepare(
     return Prepared(folder, tuple(made), new, len(gone))
 
 
-def _names(data: Path, dataset: Dataset) -> dict[str, str]:
-    """Path of every video -> its path below the new folder: as it is below the data set, so that ids stay the same.
+def _names(data: Path, dataset: Dataset, trim: bool) -> dict[Part, str]:
+    """What becomes a file -> its path below the new folder: as it is below the data set, so that ids stay the same.
 
-    Below what they have in common where a table names videos outside its own folder.
+    Below what they have in common where a table names videos outside its own folder. A part that is trimmed to has its seconds
+    behind the name, as in the Example's id: `a@3-7.5.mp4`.
     """
-    videos = list(dict.fromkeys(example.path for example in dataset.examples))
+    parts = list(
+        dict.fromkeys(
+            (one.path, one.start_seconds, one.end_seconds) if trim else (one.path, None, None) for one in dataset.examples
+        )
+    )
+    videos = list(dict.fromkeys(video for video, _, _ in parts))
     root = os.path.abspath(data if data.is_dir() else data.parent)
     places = {video: os.path.relpath(os.path.abspath(video), root) for video in videos}
     if any(place.startswith(os.pardir) for place in places.values()):
@@ -178,7 +189,21 @@ def _names(data: Path, dataset: Dataset) -> dict[str, str]:
         if name in taken and places[video] != places[taken[name]]:
             raise DataError(f"{taken[name]} and {video} would both become {name}: rename one of them")
         taken[name] = video
-    return names
+    found: dict[Part, str] = {}
+    owner: dict[str, Part] = {}
+    for part in parts:
+        found[part] = name = _part_name(names[part[0]], *part[1:])
+        first = owner.setdefault(name, part)
+        if (names[first[0]], *first[1:]) != (names[part[0]], *part[1:]):
+            raise DataError(f"{first[0]} and {part[0]} would both become {name}: rename one of them")
+    return found
+
+
+def _part_name(name: str, start: float | None, end: float | None) -> str:
+    if start is None and end is None:
+        return name
+    stem, suffix = os.path.splitext(name)
+    return f"{stem}@{start or 0:.12g}-{'' if end is None else format(end, '.12g')}{suffix}"
 
 
 def _begun(folder: Path, job: Job) -> dict[str, Made]:
@@ -192,9 +217,8 @@ def _begun(folder: Path, job: Job) -> dict[str, Made]:
             raise DataError(f"{folder} holds something that `tubelet prepare` did not write: choose a new folder")
         return {}
     before, made = found
-    other = [
-        f"{name} {value}, not {job.settings[name]}" for name, value in before.settings.items() if value != job.settings[name]
-    ]
+    settings = asdict(PrepareConfig()) | before.settings  # an older version knew fewer
+    other = [f"{name} {value}, not {job.settings[name]}" for name, value in settings.items() if value != job.settings[name]]
     if other:
         raise ConfigError(f"{folder} was prepared with {', '.join(other)}: choose another folder, or repeat `{before.command}`")
     if before.data != job.data:
@@ -203,19 +227,19 @@ def _begun(folder: Path, job: Job) -> dict[str, Made]:
 
 
 def _make(
-    folder: Path, job: Job, names: dict[str, str], before: dict[str, Made], config: PrepareConfig, workers: int | None
+    folder: Path, job: Job, names: dict[Part, str], before: dict[str, Made], config: PrepareConfig, workers: int | None
 ) -> tuple[list[Made], int]:
     """Every video of the data set, from an earlier run or now, and how many were written now."""
     _prepared.write(folder, job, before.values())
     done: dict[str, Made] = {}
-    once = {name: video for video, name in names.items()}  # a table may spell one path in two ways
+    once = {name: part for part, name in names.items()}  # a table may spell one path in two ways
     stop = threading.Event()
     with (
         ThreadPoolExecutor(workers or os.cpu_count()) as pool,
         open(folder / _prepared.NAME, "a", encoding="utf-8") as record,
         tqdm(total=len(once), desc=f"preparing {folder.name}", unit="video", file=sys.stderr, disable=None) as bar,
     ):
-        futures = [pool.submit(_make_one, folder, name, video, before.get(name), config, stop) for video, name in names.items()]
+        futures = [pool.submit(_make_one, folder, name, part, before.get(name), config, stop) for part, name in names.items()]
         try:
             for future in as_completed(futures):
                 made = future.result()
@@ -232,9 +256,9 @@ def _make(
     return [done[name] for name in once], new
 
 
-def _make_one(folder: Path, name: str, video: str, before: Made | None, config: PrepareConfig, stop: threading.Event) -> Made:
-    """One video: `before` itself where that still holds."""
-    out = folder / name
+def _make_one(folder: Path, name: str, part: Part, before: Made | None, config: PrepareConfig, stop: threading.Event) -> Made:
+    """One file: `before` itself where that still holds."""
+    out, (video, *seconds) = folder / name, part
     # A source that is not there any more (an archive taken away) is no reason to lose what was made from it.
     if before and not before.error and before.source_is_unchanged() is not False and content_hash(str(out)) == before.checksum:
         return before
@@ -248,7 +272,7 @@ def _make_one(folder: Path, name: str, video: str, before: Made | None, config: 
     try:
         info = run(video, probe, video)
         patience = SECONDS_PER_FRAME * info.frame_count * (1 + info.width * info.height / 1e6)
-        settings = (config.short_side, config.gop_frames, config.crf)
+        settings = (config.short_side, config.gop_frames, config.crf, tuple(seconds))
         with ended_by(stop):
             done = run(video, reencode, video, draft, *settings, more_seconds=patience)
         os.replace(draft, out)

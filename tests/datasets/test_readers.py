@@ -362,7 +362,7 @@ def test_tables_of_named_columns_are_read_like_csv(kind, tmp_path):
     ]
     assert found.classes == expected.classes == ("clap", "wave")
     csv = tmp_path / "again.csv"
-    csv.write_text(table.with_paths(path, {example.path: Path(example.path).name for example in found.examples}))
+    csv.write_text(table.with_paths(path, {(example.path, None, None): Path(example.path).name for example in found.examples}))
     assert [e.label for e in datasets.read(csv).examples] == ["wave", None, "clap"]
 
 

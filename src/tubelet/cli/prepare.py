@@ -8,6 +8,7 @@ def command(
     short_side: int = 256,
     gop_frames: int = 16,
     crf: int = 18,
+    trim: bool = False,
     pack: bool = False,
     shard_megabytes: int = 512,
     workers: int | None = None,
@@ -31,6 +32,8 @@ def command(
         takes two to three times the space.
     crf
         Quality, 0 to 40: lower is better and larger.
+    trim
+        Of a table with start and end: a file of its own for every part that a row names, and nothing of the videos beside.
     pack
         Copy the videos as they are into tars with an index instead (to have both, pack what was prepared): for very many
         videos, slow disks and object storage. Every shard is read back, and the same command continues.
@@ -48,7 +51,7 @@ def command(
     if len(data) < 2:
         raise DataError("give the videos and, last, the folder to write: tubelet prepare DIR... OUT")
     *paths, out = data
-    config = PrepareConfig(short_side, gop_frames, crf)
+    config = PrepareConfig(short_side, gop_frames, crf, trim)
     if pack:
         if config != PrepareConfig():
             raise ConfigError(

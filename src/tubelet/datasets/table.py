@@ -88,27 +88,35 @@ def read(path: str | Path) -> Dataset:
     return Dataset(tuple(examples), classes, may_flip(classes) and "reverse" not in columns)
 
 
-def with_paths(path: str | Path, names: Mapping[str, str]) -> str:
+Part = tuple[str, float | None, float | None]  # a video, and the seconds of it that are meant; None: from its start, to its end
+
+
+def with_paths(path: str | Path, names: Mapping[Part, str], trimmed: bool = False) -> str:
     """The table at `path` as CSV text for another folder, where `names` says how each of its videos is called there.
 
-    Rows, their order, all other columns and, where a video keeps its name, how a row spells it stay as they are.
+    Rows, their order, all other columns and, where a video keeps its name, how a row spells it stay as they are. trimmed: `names`
+    has the parts that rows mean, which are files of their own there; the columns of start and end go.
     """
     table = _find(path)
     header, rows, columns = _rows(table)
     names_in = lru_cache(_names)
     width = max(len(header), *(len(row) for _, row in rows))
+    kept = [place for place in range(width) if not trimmed or place not in (columns.get("start"), columns.get("end"))]
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     if header:
-        writer.writerow(header + [""] * (width - len(header)))
-    for _, row in rows:
+        filled = header + [""] * (width - len(header))
+        writer.writerow([filled[place] for place in kept])
+    for line, row in rows:
         fields = row + [""] * (width - len(row))
         spelled = fields[columns["path"]].strip()
         video = _resolve(os.path.dirname(table), spelled, names_in)
+        values = {name: fields[place].strip() for name, place in columns.items()} if trimmed else {}
+        name = names[video, _seconds(table, line, values, "start"), _seconds(table, line, values, "end")]
         plain = not os.path.isabs(spelled) and ".." not in Path(spelled).parts
-        if not plain or os.path.relpath(video, os.path.dirname(table)) != names[video]:
-            fields[columns["path"]] = names[video]
-        writer.writerow(fields)
+        if not plain or os.path.relpath(video, os.path.dirname(table)) != name:
+            fields[columns["path"]] = name
+        writer.writerow([fields[place] for place in kept])
     return text.getvalue()
 
 

@@ -320,10 +320,16 @@ def new_tools() -> Tools:
 
 
 def all_frames(
-    path: str, index: Index, size: tuple[int, int], interpolation: Interpolation = "bilinear"
+    path: str, index: Index, size: tuple[int, int], interpolation: Interpolation = "bilinear", wanted: range | None = None
 ) -> Iterator[np.ndarray]:
-    """Every frame of a sequential decode, one at a time: (H, W, 3) RGB uint8 of `size` (H, W), as shown. VideoError."""
-    for number, frame in _from_start(path, list(range(len(index.seconds))), approximate=False):
+    """Every frame of a sequential decode, one at a time: (H, W, 3) RGB uint8 of `size` (H, W), as shown. VideoError.
+
+    wanted: the frames of a part of the file, of which as little is decoded as they need; NotAsIndexed.
+    """
+    whole = range(len(index.seconds))
+    numbers = list(whole if wanted is None else wanted)
+    found = _from_start(path, numbers, approximate=False) if wanted in (None, whole) else frames(path, index, numbers)
+    for number, frame in found:
         part = Part(index, np.array([number]), None, size, interpolation)
         part.take(number, frame)
         yield part.frames[0]

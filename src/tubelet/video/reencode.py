@@ -23,7 +23,8 @@ from av.video.stream import VideoStream
 
 from tubelet.errors import VideoError
 from tubelet.video._index import Index, decoded_seconds, read_index
-from tubelet.video._pyav import all_frames
+from tubelet.video._pyav import NotAsIndexed, all_frames
+from tubelet.video.sample import between
 
 LEAST_TICKS = 10_000  # a second: repeated times are set apart by one tick
 MOST_TICKS = 1_000_000
@@ -38,11 +39,17 @@ class Reencoded:
     psnr_db: float
 
 
-def reencode(path: str, out: Path, short_side: int = 256, gop_frames: int = 16, crf: int = 18) -> Reencoded:
+Seconds = tuple[float | None, float | None]
+
+
+def reencode(
+    path: str, out: Path, short_side: int = 256, gop_frames: int = 16, crf: int = 18, part: Seconds = (None, None)
+) -> Reencoded:
     """Write `out`, an mp4 file of exactly the frames that a sequential decode of `path` gives, each at its own time.
 
     short_side: scaled down to it, never up; height and width are made even. gop_frames: frames between key frames, 1 makes
-    every frame one. crf: quality, 0 (lossless) to 51. Encoding is single-threaded, so that equal files give equal files.
+    every frame one. crf: quality, 0 (lossless) to 51. part: only the frames shown from the first of these seconds on and before
+    the second, at their times after the first of them. Encoding is single-threaded, so that equal files give equal files.
     What is on the disk is decoded, counted and compared before this returns; a caller that may be killed gives a draft.
 
     VideoError for a file that cannot be read or encoded, OSError where `out` cannot be written: then nothing is left of it.
@@ -50,9 +57,9 @@ def reencode(path: str, out: Path, short_side: int = 256, gop_frames: int = 16, 
     try:
         index = read_index(path)
         try:
-            return _encode(path, index, out, short_side, gop_frames, crf)
-        except VideoError:  # the index, made without decoding, may have promised too much
-            return _encode(path, read_index(path, certain=True), out, short_side, gop_frames, crf)
+            return _encode(path, index, out, short_side, gop_frames, crf, part)
+        except (VideoError, NotAsIndexed):  # the index, made without decoding, may have promised too much
+            return _encode(path, read_index(path, certain=True), out, short_side, gop_frames, crf, part)
     except BaseException as error:
         out.unlink(missing_ok=True)
         if isinstance(error, av.FFmpegError):
@@ -67,10 +74,13 @@ def _even_size(index: Index, short_side: int) -> tuple[int, int]:
     return height, width
 
 
-def _encode(path: str, index: Index, out: Path, short_side: int, gop_frames: int, crf: int) -> Reencoded:
+def _encode(path: str, index: Index, out: Path, short_side: int, gop_frames: int, crf: int, part: Seconds) -> Reencoded:
     size, (time_base, ticks) = _even_size(index, short_side), _ticks(index)
     last = max(1, round(Fraction(index.duration_seconds - index.seconds[-1]) / time_base))
-    lengths = dict(zip(ticks, [*(b - a for a, b in pairwise(ticks)), last], strict=True))
+    lengths = [*(b - a for a, b in pairwise(ticks)), last]
+    wanted = _wanted(path, index, part)
+    ticks = [ticks[number] - ticks[wanted.start] for number in wanted]
+    length_at = dict(zip(ticks, lengths[wanted.start : wanted.stop], strict=True))
     with _Output(out, "wb") as file:
         with file.telling(), av.open(file, "w", format="mp4") as container:
             stream = _stream(container, index, size, gop_frames, crf, time_base)
@@ -78,11 +88,11 @@ def _encode(path: str, index: Index, out: Path, short_side: int, gop_frames: int
 
             def write(packets: list[av.Packet]) -> None:
                 for packet in packets:
-                    packet.duration = lengths[packet.pts or 0]
+                    packet.duration = length_at[packet.pts or 0]
                     comparison.take(packet)
                     container.mux(packet)
 
-            for tick, pixels in zip(ticks, all_frames(path, index, size), strict=True):
+            for tick, pixels in zip(ticks, all_frames(path, index, size, wanted=wanted), strict=True):
                 frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
                 frame.pts, frame.time_base = tick, time_base
                 comparison.waiting.append(pixels)
@@ -93,6 +103,14 @@ def _encode(path: str, index: Index, out: Path, short_side: int, gop_frames: int
     _verify(path, out, np.array(ticks) * float(time_base), len(comparison.waiting))
     mean = comparison.squared_error / (len(ticks) * size[0] * size[1] * 3)
     return Reencoded(len(ticks), min(BEST_PSNR, float(10 * np.log10(255**2 / max(mean, 1e-9)))))
+
+
+def _wanted(path: str, index: Index, part: Seconds) -> range:
+    """The frames of a part of the video; an Example's part is found in the same way."""
+    try:
+        return between(index.seconds, *part)
+    except VideoError as error:
+        raise VideoError(f"{path}: {error}") from error
 
 
 class _Output(io.FileIO):

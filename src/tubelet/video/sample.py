@@ -11,6 +11,21 @@ from tubelet.errors import VideoError
 from tubelet.records import ClipSpec
 
 
+def between(seconds: np.ndarray, start: float | None, end: float | None) -> range:
+    """The numbers of the frames shown from `start` on and before `end`; None: from the first, to the last.
+
+    seconds: rising times (T,) of all frames. VideoError where there is none in between.
+    """
+    first = 0 if start is None else int(np.searchsorted(seconds, start))
+    stop = len(seconds) if end is None else int(np.searchsorted(seconds, end))
+    if first >= stop:
+        raise VideoError(
+            f"no frame lies in the part {start or 0:g} s to {'the end' if end is None else f'{end:g} s'}; "
+            f"the video lasts {float(seconds[-1]) if len(seconds) else 0:g} s"
+        )
+    return range(first, stop)
+
+
 def span_frames(spec: ClipSpec) -> int:
     """Frames that a video must have so that nothing is padded."""
     if spec.sampling == "segments":
