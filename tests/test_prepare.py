@@ -103,7 +103,8 @@ def test_trimmed_parts_are_files_of_their_own_with_the_frames_of_the_parts(tmp_p
     )
     done = prepare(folder, out, PrepareConfig(trim=True, crf=0))
     assert (out / "labels.csv").read_text() == (
-        "file,label,split\nx/a@1.25-2.5.mp4,wave,train\nx/a@2.5-.mp4,clap,val\nx/a@1.25-2.5.mp4,jump,val\nb.avi.mp4,clap,train\n"
+        "file,label,split,group\nx/a@1.25-2.5.mp4,wave,train,x/a.mp4\nx/a@2.5-.mp4,clap,val,x/a.mp4\n"
+        "x/a@1.25-2.5.mp4,jump,val,x/a.mp4\nb.avi.mp4,clap,train,b\n"
     )
     names = ["b.avi.mp4", "labels.csv", "prepared.jsonl", "x/a@1.25-2.5.mp4", "x/a@2.5-.mp4"]
     assert sorted(files(out)) == names and [made.frames for made in done.made] == [12, 15, 12]
@@ -118,6 +119,17 @@ def test_trimmed_parts_are_files_of_their_own_with_the_frames_of_the_parts(tmp_p
     assert prepare(folder, out, PrepareConfig(trim=True, crf=0)).new == 0
     with pytest.raises(ConfigError, match="prepared with trim True, not False"):
         prepare(folder, out, PrepareConfig(crf=0))
+
+
+def test_trimmed_parts_of_a_list_without_a_header_keep_to_their_video(tmp_path: Path) -> None:
+    video(tmp_path / "videos" / "a.mp4", 20)
+    (tmp_path / "videos" / "labels.csv").write_text("a.mp4 wave 0 0.5\na.mp4 clap 1 1.5\n")
+    prepare(tmp_path / "videos", tmp_path / "out", PrepareConfig(trim=True))
+    found = datasets.read(tmp_path / "out").examples
+    assert [(one.id, one.label, one.group) for one in found] == [
+        ("a@0-0.5.mp4", "wave", "a.mp4"),
+        ("a@1-1.5.mp4", "clap", "a.mp4"),
+    ]
 
 
 def test_a_part_begins_between_key_frames_of_a_long_file(tmp_path: Path) -> None:

@@ -95,12 +95,18 @@ def with_paths(path: str | Path, names: Mapping[Part, str], trimmed: bool = Fals
     """The table at `path` as CSV text for another folder, where `names` says how each of its videos is called there.
 
     Rows, their order, all other columns and, where a video keeps its name, how a row spells it stay as they are. trimmed: `names`
-    has the parts that rows mean, which are files of their own there; the columns of start and end go.
+    has the parts that rows mean, which are files of their own there. The columns of start and end go, and rows without a group get
+    their video as one: parts of one video must not be trained on and held out.
     """
     table = _find(path)
     header, rows, columns = _rows(table)
     names_in = lru_cache(_names)
     width = max(len(header), *(len(row) for _, row in rows))
+    if trimmed:
+        spelled_as = {place: name for name, place in columns.items()}
+        header = header or [spelled_as.get(place, "") for place in range(width)]
+        if "group" not in columns:
+            header, columns, width = [*header, *[""] * (width - len(header)), "group"], columns | {"group": width}, width + 1
     kept = [place for place in range(width) if not trimmed or place not in (columns.get("start"), columns.get("end"))]
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
@@ -116,6 +122,8 @@ def with_paths(path: str | Path, names: Mapping[Part, str], trimmed: bool = Fals
         plain = not os.path.isabs(spelled) and ".." not in Path(spelled).parts
         if not plain or os.path.relpath(video, os.path.dirname(table)) != name:
             fields[columns["path"]] = name
+        if trimmed:
+            fields[columns["group"]] = values.get("group") or spelled
         writer.writerow([fields[place] for place in kept])
     return text.getvalue()
 
