@@ -121,17 +121,6 @@ def test_trimmed_parts_are_files_of_their_own_with_the_frames_of_the_parts(tmp_p
         prepare(folder, out, PrepareConfig(crf=0))
 
 
-def test_trimmed_parts_of_a_list_without_a_header_keep_to_their_video(tmp_path: Path) -> None:
-    video(tmp_path / "videos" / "a.mp4", 20)
-    (tmp_path / "videos" / "labels.csv").write_text("a.mp4 wave 0 0.5\na.mp4 clap 1 1.5\n")
-    prepare(tmp_path / "videos", tmp_path / "out", PrepareConfig(trim=True))
-    found = datasets.read(tmp_path / "out").examples
-    assert [(one.id, one.label, one.group) for one in found] == [
-        ("a@0-0.5.mp4", "wave", "a.mp4"),
-        ("a@1-1.5.mp4", "clap", "a.mp4"),
-    ]
-
-
 def test_a_part_begins_between_key_frames_of_a_long_file(tmp_path: Path) -> None:
     """Of which only what the part needs is decoded: the frames are those of the file from its start."""
     pixels = torch.randint(0, 256, (90, 3, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))

@@ -102,11 +102,8 @@ def with_paths(path: str | Path, names: Mapping[Part, str], trimmed: bool = Fals
     header, rows, columns = _rows(table)
     names_in = lru_cache(_names)
     width = max(len(header), *(len(row) for _, row in rows))
-    if trimmed:
-        spelled_as = {place: name for name, place in columns.items()}
-        header = header or [spelled_as.get(place, "") for place in range(width)]
-        if "group" not in columns:
-            header, columns, width = [*header, *[""] * (width - len(header)), "group"], columns | {"group": width}, width + 1
+    if trimmed and "group" not in columns:
+        header, columns, width = [*header, *[""] * (width - len(header)), "group"], columns | {"group": width}, width + 1
     kept = [place for place in range(width) if not trimmed or place not in (columns.get("start"), columns.get("end"))]
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
