@@ -1,6 +1,7 @@
 """What a model owes to time. A model whose answers are known by formula gives numbers known by hand; models that cannot know the
 order of frames give exactly one half."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -296,6 +297,16 @@ def test_the_whole_job_of_a_model_of_single_frames(folders, motion_folder, tmp_p
     again = run([folders["frames"], *options], capfd)
     assert again["pairs"] == [] and not again["pairs_given"]
     assert "the model takes no two classes for each other" in (tmp_path / "report/report.html").read_text(encoding="utf-8")
+
+
+def test_segments_have_no_stride(motion_folder, tmp_path, capfd):
+    model = models.build("single_frame", dataclasses.replace(SPEC, sampling="segments", frames=2), CLASSES, width=8, stages=2)
+    randomise(model, 0.3)
+    place = str(save(model, tmp_path / "model"))
+    found = run([place, str(motion_folder), "--out", str(tmp_path / "out")], capfd)
+    assert [(row["frames"], row["stride_frames"]) for row in found["saturation"]] == [(1, None), (2, None)]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<td>segments</td>" in page.replace(' class="number"', "") and "as trained" in page
 
 
 def test_a_model_without_classes_is_judged_by_a_linear_probe(folders, motion_folder, tmp_path, capfd):

@@ -101,7 +101,7 @@ def frame_counts(found: Sections) -> str:
         found["saturation"],
         [
             ("Frames", lambda row: f"<b>{row['frames']}</b>" if trained(row) else str(row["frames"]), True),
-            ("Stride", lambda row: str(row["stride_frames"]), True),
+            ("Stride", lambda row: str(row["stride_frames"] or "segments"), True),
             ("Top-1", lambda row: percent(row["share"]), True),
             ("95 % interval", between, True),
             ("", lambda row: f'<span class="quiet">{"as trained" if trained(row) else shown(row)}</span>', False),

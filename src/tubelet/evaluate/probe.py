@@ -116,7 +116,7 @@ def probe(
     found |= {
         "part": part, "asked": len(examples), "clips": settings.clips, "crops": settings.crops, "seed": settings.seed,
         "missing": [{"id": id, "reason": reason} for id, reason in seen.missing], "note": before.note, "judged_by": judged_by,
-        "pairs_given": bool(pairs), "trained_frames": model.spec.frames, "trained_stride_frames": model.spec.stride_frames,
+        "pairs_given": bool(pairs), "trained_frames": model.spec.frames, "trained_stride_frames": _stride(model.spec),
         "classes": len(class_names), "subtracted": model.spec.background == "subtract",
     }  # fmt: skip
     pictures = {
@@ -168,6 +168,11 @@ def grid(spec: ClipSpec, frames: Sequence[int] = (), strides: Sequence[int] = ()
     return [(count, step) for count, step in cells if longest is None or one or count * step <= longest]
 
 
+def _stride(spec: ClipSpec) -> int | None:
+    """None where clips have one frame of each part of the video, however far apart those are."""
+    return None if spec.sampling == "segments" else spec.stride_frames
+
+
 def resized(model: Model, spec: ClipSpec) -> Model | None:
     """The model with the same weights for clips of another number of frames, or None where it cannot take them."""
     try:
@@ -187,7 +192,7 @@ def _cell(
 ) -> dict[str, Any]:  # fmt: skip
     """One row of the saturation table: accuracy from so many frames at that stride, and how the model was shown them."""
     frames, stride = cell
-    row: dict[str, Any] = {"frames": frames, "stride_frames": stride}
+    row: dict[str, Any] = {"frames": frames, "stride_frames": stride if _stride(model.spec) else None}
     nothing = dict.fromkeys(("share", "low", "high")) | {"videos": 0, "padded": 0, "filled": False}
     try:
         spec = replace(model.spec, frames=frames, stride_frames=stride)
@@ -198,7 +203,7 @@ def _cell(
         if cell == (model.spec.frames, model.spec.stride_frames):
             looked = seen
         else:
-            what = f"{frames} frames at stride {stride}"
+            what = f"{frames} frames at stride {stride}" if row["stride_frames"] else f"a frame of each of {frames} parts"
             looked = _look(twin or model, examples, settings, what, spec=spec, count=count)
     except TubeletError as error:
         return row | nothing | {"why": str(error)}

@@ -9,7 +9,7 @@ from tubelet.show._figure import DARK, LIGHT, PALETTE, new_figure, style, to_png
 
 
 def saturation(rows: Sequence[Mapping[str, Any]], chance: float, dark: bool = False) -> bytes:
-    """PNG of rows with frames, stride_frames, share, low, high (95 % interval), videos, padded and filled.
+    """PNG of rows with frames, stride_frames (None: a frame of each part), share, low, high (95 % interval), videos, padded and filled.
 
     Hollow points: fewer frames than the model takes, each repeated to fill the clip. A row without a share is left out, and
     one where most videos are shorter than the clip.
@@ -18,11 +18,17 @@ def saturation(rows: Sequence[Mapping[str, Any]], chance: float, dark: bool = Fa
     figure = new_figure(7.4, 3.6)
     axes = figure.add_subplot()
     drawn = [row for row in rows if row["share"] is not None and 2 * row["padded"] <= row["videos"]]
-    strides = sorted({row["stride_frames"] for row in drawn})
+    strides = sorted({row["stride_frames"] for row in drawn}, key=lambda stride: stride or 0)
     for colour, stride in zip(PALETTE * len(strides), strides, strict=False):
         line = sorted((row for row in drawn if row["stride_frames"] == stride), key=lambda row: row["frames"])
         frames = [row["frames"] for row in line]
-        axes.plot(frames, [row["share"] for row in line], color=colour, linewidth=1.8, label=f"stride {stride}")
+        axes.plot(
+            frames,
+            [row["share"] for row in line],
+            color=colour,
+            linewidth=1.8,
+            label=f"stride {stride}" if stride else "segments",
+        )
         for row in line:
             face = ink.page if row["filled"] else colour
             axes.plot([row["frames"]] * 2, [row["low"], row["high"]], color=colour, linewidth=1, alpha=0.6)
