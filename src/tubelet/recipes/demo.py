@@ -43,7 +43,7 @@ class Demo:
 def quick(folder: Path, seed: int = 0) -> Demo:
     """Six motions, 16 labelled videos each, 1,600 unlabelled: 64 tokens a clip, 2,600 steps of 32 clips.
 
-    Command: `make demo`. Cost: six minutes on 2 cores, longer beside other work. Seen with seed 0: 92.9 % top-1 from the fine-tuned model,
+    Command: `make demo`. Cost: six minutes on 2 cores. Seen with seed 0: 92.9 % top-1 from the fine-tuned model,
     83.3 % from the same training without pretraining, 17.1 % from a model that sees single frames (chance 16.7 %).
     """
     motions = ("translate_left", "translate_right", "translate_up", "translate_down", "expand", "shrink")

@@ -9,7 +9,8 @@ from tubelet.show._figure import DARK, LIGHT, PALETTE, new_figure, style, to_png
 
 
 def saturation(rows: Sequence[Mapping[str, Any]], chance: float, dark: bool = False) -> bytes:
-    """PNG of rows with frames, stride_frames (None: a frame of each part), share, low, high (95 % interval), videos, padded and filled.
+    """PNG of rows with frames, stride_frames (None: a frame of each part), share, low, high (95 % interval), videos, padded
+    and filled.
 
     Hollow points: fewer frames than the model takes, each repeated to fill the clip. A row without a share is left out, and
     one where most videos are shorter than the clip.
