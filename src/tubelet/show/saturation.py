@@ -23,13 +23,8 @@ def saturation(rows: Sequence[Mapping[str, Any]], chance: float, dark: bool = Fa
     for colour, stride in zip(PALETTE * len(strides), strides, strict=False):
         line = sorted((row for row in drawn if row["stride_frames"] == stride), key=lambda row: row["frames"])
         frames = [row["frames"] for row in line]
-        axes.plot(
-            frames,
-            [row["share"] for row in line],
-            color=colour,
-            linewidth=1.8,
-            label=f"stride {stride}" if stride else "segments",
-        )
+        name = f"stride {stride}" if stride else "segments"
+        axes.plot(frames, [row["share"] for row in line], color=colour, linewidth=1.8, label=name)
         for row in line:
             face = ink.page if row["filled"] else colour
             axes.plot([row["frames"]] * 2, [row["low"], row["high"]], color=colour, linewidth=1, alpha=0.6)
