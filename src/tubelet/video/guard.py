@@ -387,7 +387,7 @@ def _receive(connection: socket.socket) -> Any:
 
 def _bytes(connection: socket.socket, count: int) -> memoryview:
     data = np.empty(count, np.uint8)  # a bytearray would be filled with zeros first
-    view, done = memoryview(data), 0
+    view, done = data.data, 0
     while done < count:
         got = connection.recv_into(view[done:])
         if not got:
