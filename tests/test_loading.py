@@ -100,6 +100,18 @@ def test_memory_that_workers_write_into_changes_nothing(videos, bad, repeats, mo
     assert_equal([first], sent[:1])
 
 
+def test_pinned_memory_is_filled_with_what_workers_write(videos, bad, monkeypatch):
+    """Where there is no GPU, memory that is not pinned stands in for it."""
+    dataset = Dataset(videos.examples + bad, videos.classes, may_flip=True)
+    sent = list(loader(dataset, LoaderConfig(4, 2, workers=2, cache="off")).batches(0, 5))
+    monkeypatch.setattr("tubelet.loading.SHARED_BYTES", 0)
+    if not torch.cuda.is_available():
+        empty = torch.empty
+        monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory=False, **more: empty(*shape, **more))
+    pinned = loader(dataset, LoaderConfig(4, 2, workers=2, cache="off"), pinned=True)
+    assert_equal(list(pinned.batches(0, 5)), sent)
+
+
 def test_a_cache_of_frames_that_need_no_scaling_changes_nothing(videos):
     small = ClipSpec(frames=4, stride_frames=2, size=64)
     off, ram = (loader(videos, LoaderConfig(4, 2, cache=cache), spec=small) for cache in ("off", "ram"))
