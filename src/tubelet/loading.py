@@ -134,9 +134,9 @@ class TrainLoader:
             with closing(made):
                 for _ in steps:
                     results = list(islice(made, videos))
-                    room = rooms.popleft()
-                    room.close()
-                    yield maker.batch(room.frames, results)
+                    frames = rooms[0].full()
+                    rooms.popleft().close()
+                    yield maker.batch(frames, results)
         finally:
             for room in rooms:
                 room.close()
@@ -196,15 +196,18 @@ class _BatchMaker:
         try:
             whole = self.cache.get(example.path) if self.cache else None
             job = (example, whole, self.spec, self.augment, self.config, self.seed, epoch)
-            if whole or room.file is None:
+            if room.path:
+                made = run(example.path, _clips_into, room.path, part.start * self.clip_bytes, *job)
+                if room.frames is not None:
+                    with open(room.path, "rb") as file:
+                        file.seek(part.start * self.clip_bytes)
+                        file.readinto(room.frames[part].numpy().data)
+            else:
                 clips = _clips(*job) if whole else run(example.path, _clips, *job)
+                assert room.frames is not None
                 for frames, (clip, _) in zip(room.frames[part], clips, strict=True):
                     frames.copy_(clip.frames.permute(0, 2, 3, 1))
                 made = [(clip.seconds, padded) for clip, padded in clips]
-            else:
-                made = run(example.path, _clips_into, room.path, part.start * self.clip_bytes, *job)
-                if room.pinned:
-                    room.frames[part] = room.shared[part]
         except VideoError as error:
             return _Filled(example, [], 0, str(error))
         except Exception as error:
@@ -235,27 +238,31 @@ class _BatchMaker:
 
 
 class _Room:
-    """Memory for the frames of a process' share of a batch, uint8 (B,T,H,W,C) in `frames`.
+    """Memory for the frames of a process' share of a batch, uint8 (B,T,H,W,C).
 
-    Where it is large it is a file without a name (Linux), into which workers write what they make: it takes half as long as sending
-    it. Pinned memory cannot be one, and is filled from it.
+    Where it is large it is a file without a name at `path` (Linux), into which workers write what they make: it takes less than
+    half as long as sending it. It is a tensor only when it is full: workers, copies of this process, would keep an earlier one.
+    frames: the memory that is filled at once, where there is no file, and pinned memory, which cannot be one.
     """
 
     def __init__(self, maker: _BatchMaker, pinned: bool) -> None:
-        shape, size = maker.room_shape, math.prod(maker.room_shape)
-        self.pinned, self.file = pinned, None
-        if sys.platform == "linux" and not maker.cache and size >= SHARED_BYTES:
+        self.shape, self.path, self.frames = maker.room_shape, "", None
+        if sys.platform == "linux" and not maker.cache and math.prod(self.shape) >= SHARED_BYTES:
             self.file = os.memfd_create("tubelet-batch")
+            os.ftruncate(self.file, math.prod(self.shape))  # or torch would, and write a zero at its beginning
             self.path = f"/proc/{os.getpid()}/fd/{self.file}"
-            self.shared = torch.from_file(self.path, shared=True, size=size, dtype=torch.uint8).view(shape)
-        if pinned or self.file is None:
-            self.frames = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
-        else:
-            self.frames = self.shared
+        if pinned or not self.path:
+            self.frames = torch.empty(self.shape, dtype=torch.uint8, pin_memory=pinned)
+
+    def full(self) -> Tensor:
+        """All of it, once every part is written."""
+        if self.frames is not None:
+            return self.frames
+        return torch.from_file(self.path, shared=True, size=math.prod(self.shape), dtype=torch.uint8).view(self.shape)
 
     def close(self) -> None:
-        """No worker will write into it any more; `frames` stay."""
-        if self.file is not None:
+        """No worker will write into it any more; what `full` gave stays."""
+        if self.path:
             os.close(self.file)
 
 
