@@ -5,8 +5,8 @@
 CPU time of one thread, every task on the same clips in turn, medians over rounds: the ratios hold better than the milliseconds.
 A turn is four clips of one file, one after the other, as a loader's worker makes them: the first after another task finds caches
 cold.
-Videos made here (240 and 720 lines, a key frame every 30 and every 250 frames) and, where ../shared/data lies beside the clone,
-two sets of real ones. The tasks:
+Videos made here (240, 320 and 720 lines, a key frame every 30 and every 250 frames) and, where ../shared/data lies beside the
+clone, two sets of real ones. The tasks:
 
 decode only               libavcodec over the packets from the key frame before the window to its end, nothing converted
 ours                      `tubelet.video.decode.decode_cuts`, the file's index at hand (as from the second epoch on)
@@ -43,7 +43,8 @@ from tubelet.video.resize import Box
 from tubelet.video.sample import span_frames, train_indices
 from tubelet.video.write import write_video
 
-MADE = {f"{h}p, key frame every {gop}": (h, w, gop) for h, w in ((240, 320), (720, 1280)) for gop in (30, 250)}
+SIZES = ((240, 320), (320, 568), (720, 1280))
+MADE = {f"{h}p, key frame every {gop}": (h, w, gop) for h, w in SIZES for gop in (30, 250)}
 REAL = ("fights", "ucf101_20c")
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 FRAMES = 300  # ten seconds at 30 frames a second

@@ -30,7 +30,8 @@ from tubelet.records import Dataset
 from tubelet.video.augment import AugmentConfig
 
 SPEC = ClipSpec(sampling="stride")  # 16 frames at stride 4, 224 pixels
-SIZES = {"320p": (240, 320), "720p": (720, 1280)}
+SIZES = {"320p": (320, 568), "720p": (720, 1280)}
+COPIES = {"ours, prepared": PrepareConfig(), "ours, prepared, short side 160": PrepareConfig(short_side=160)}
 Batches = Callable[[], Iterable[Tensor]]
 
 
@@ -53,13 +54,14 @@ def main() -> None:
         if options.videos:
             sets[options.videos.name] = options.videos
         for name, videos in sets.items():
-            copies = Path(folder) / "copies" / name
-            prepare(videos, copies, PrepareConfig())
-            rows += compare(name, datasets.read(videos), datasets.read(copies), options)
+            copies = {way: Path(folder) / "copies" / name / way for way in COPIES}
+            for way, config in COPIES.items():
+                prepare(videos, copies[way], config)
+            rows += compare(name, datasets.read(videos), {way: datasets.read(copy) for way, copy in copies.items()}, options)
     measure.write(options.json, "load", rows)
 
 
-def compare(name: str, dataset: Dataset, prepared: Dataset, options: argparse.Namespace) -> list[measure.Row]:
+def compare(name: str, dataset: Dataset, prepared: dict[str, Dataset], options: argparse.Namespace) -> list[measure.Row]:
     """One row for each way of loading one set of videos."""
     ways, unable = loaders(dataset, prepared, options)
     device_seconds = options.batch / options.demand
@@ -86,7 +88,9 @@ def compare(name: str, dataset: Dataset, prepared: Dataset, options: argparse.Na
     return rows + [{"videos": name, "way": way, "note": why} for way, why in unable.items()]
 
 
-def loaders(dataset: Dataset, prepared: Dataset, options: argparse.Namespace) -> tuple[dict[str, Batches], dict[str, str]]:
+def loaders(
+    dataset: Dataset, prepared: dict[str, Dataset], options: argparse.Namespace
+) -> tuple[dict[str, Batches], dict[str, str]]:
     """({way: what gives its batches}, {way: why it cannot be run})."""
     paths = [example.path for example in dataset.examples]
     size = (options.batch, options.batches, options.workers)
@@ -97,7 +101,8 @@ def loaders(dataset: Dataset, prepared: Dataset, options: argparse.Namespace) ->
     else:
         processor = peers.processor_cut(SPEC)
         ways["transformers processor"] = lambda: peers.loader(paths, SPEC, processor, *size)
-    own = {"ours": (dataset, "off"), "ours, prepared": (prepared, "off"), "ours, kept in memory": (dataset, "ram")}
+    copies = {way: (videos, "off") for way, videos in prepared.items()}
+    own = {"ours": (dataset, "off"), **copies, "ours, kept in memory": (dataset, "ram")}
     for way, (videos, cache) in own.items():
         config = LoaderConfig(batch_size=options.batch, workers=options.workers, cache=cache)
         ours = TrainLoader(videos, SPEC, AugmentConfig(), config, seed=0)
@@ -136,7 +141,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES), help="of the videos made here")
     parser.add_argument("--count", type=int, default=4, help="videos made of each size")
     parser.add_argument("--batch", type=int, default=4, help="clips a batch")
-    parser.add_argument("--batches", type=int, default=8, help="batches a pass")
+    parser.add_argument("--batches", type=int, default=16, help="batches a pass")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--demand", type=float, default=8, help="clips a second that the device would take")
     parser.add_argument("--json", type=Path, help="where to keep the rows")

@@ -5,10 +5,11 @@
 A clip is 16 frames at stride 4 from a random start (`stride`), or one frame of each sixteenth (`segments`), a random-resized
 crop to 224 pixels. "research recipe" stands in for the original code: plain PyAV decodes everything up to the window's end,
 PIL cuts and resizes every wanted frame, and the worker makes floats of them and normalises. "original" is our exact path from
-the same file, "prepared" and "prepared, every frame a key frame" (`--gop-frames 1`) the same code on the copies. CPU time of
-one thread, one process, all in turn on the same clips, four at a turn, medians; the ratios hold better than the milliseconds.
+the same file, "prepared" and what follows the same code on the copies. CPU time of one thread, one process, all in turn on the
+same clips, four at a turn, medians; the ratios hold better than the milliseconds.
 Unless videos are named they are made here, ten seconds of a moving texture with noise, which no copy compresses well, and, where
-../shared/data lies beside the clone, three real ones. Sizes and PSNR are those that the command prints.
+../shared/data lies beside the clone, four real ones; that of 320 lines is a larger one, scaled and encoded again here as published
+sets are (x264 medium, crf 23, a key frame every 250). Sizes and PSNR are those that the command prints.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import av
 import measure
@@ -28,22 +30,25 @@ from PIL import Image
 from tubelet.prepare import PrepareConfig, prepare
 from tubelet.records import IMAGENET_MEAN, IMAGENET_STD, ClipSpec
 from tubelet.video.augment import AugmentConfig, draw_box, vary
-from tubelet.video.decode import decode_cuts, probe
+from tubelet.video.decode import decode, decode_cuts, probe
 from tubelet.video.sample import train_indices
 from tubelet.video.write import write_video
 
-MADE = {"320p": (240, 320), "720p": (720, 1280)}
+MADE = {"240p": (240, 320), "320p": (320, 568), "720p": (720, 1280)}
 REAL = {
     "real, 240p": "fights/*/*.mp4",
+    "real, 320p": "odd_files/golfdb/test_video.mp4",
     "real, 720p": "odd_files/drewnoakes/mp4/Issue 515 (java).mp4",
     "real, 1080p": "odd_files/mmaction2/demo/demo_skeleton.mp4",
 }
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 COPIES = {
     "prepared": PrepareConfig(),
+    "prepared, short side 192": PrepareConfig(short_side=192),
     "prepared, short side 160": PrepareConfig(short_side=160),
     "prepared, every frame a key frame": PrepareConfig(gop_frames=1),
 }
+PUBLISHED: dict[str, Any] = dict(crf=23, preset="medium", gop_frames=250)  # how such videos are mostly encoded
 AUGMENT = AugmentConfig()
 CLIPS = 4  # of a turn, one after the other, as a loader's worker makes them
 Task = Callable[[str, np.ndarray, ClipSpec, int], object]
@@ -100,12 +105,22 @@ def make(folder: Path, args: argparse.Namespace) -> dict[str, Path]:
     folder.mkdir()
     for name in args.sizes:
         clip = measure.moving_texture(args.frames, *MADE[name])
-        write_video(folder / f"{name}.mp4", clip, fps=30, crf=23, preset="medium", gop_frames=250)
+        write_video(folder / f"{name}.mp4", clip, fps=30, **PUBLISHED)
     made = {name: folder / f"{name}.mp4" for name in args.sizes}
     if set(args.sizes) < set(MADE):
         return made
-    found = {name: min(SHARED.glob(pattern), default=None) for name, pattern in REAL.items()}
-    return made | {name: path for name, path in found.items() if path is not None}
+    real = {name: path for name, pattern in REAL.items() if (path := min(SHARED.glob(pattern), default=None)) is not None}
+    if "real, 320p" in real:
+        real["real, 320p"] = scaled(real["real, 320p"], folder / "real_320p.mp4", 320)
+    return made | real
+
+
+def scaled(path: Path, out: Path, short_side: int) -> Path:
+    """The same video, smaller."""
+    frames = decode(path, short_side=short_side).frames
+    height, width = (side // 2 * 2 for side in frames.shape[-2:])
+    write_video(out, frames[..., :height, :width], fps=probe(path).fps, **PUBLISHED)
+    return out
 
 
 def compare(name: str, path: Path, folder: Path, rounds: int) -> list[measure.Row]:

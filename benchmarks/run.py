@@ -20,7 +20,7 @@ BOTH = "--sizes small base --precision fp32 bf16"
 # name -> (script, arguments, arguments of a quick run)
 BENCHMARKS = {
     "decode": ("decode.py", "", "--quick"),
-    "prepare": ("prepare.py", "", "--rounds 1 --sizes 320p --frames 90"),
+    "prepare": ("prepare.py", "", "--rounds 1 --sizes 240p --frames 90"),
     "load": ("load.py", "", "--quick"),
     "pretrain": (
         "step.py",

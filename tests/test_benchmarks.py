@@ -16,6 +16,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tubelet.video.decode import probe
+
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(path for path in (ROOT / "benchmarks").glob("*.py") if "argparse" in path.read_text(encoding="utf-8"))
 
@@ -116,6 +118,12 @@ def test_a_peer_that_is_not_there_says_so_and_how_to_get_it() -> None:
     assert measure.missing("json", "pip install json") == ""
     reason = measure.missing("no_such_peer", "pip install peer")
     assert "not run: no_such_peer cannot be imported" in reason and reason.endswith("pip install peer")
+
+
+def test_a_source_of_320_lines_is_the_same_video_with_fewer(tmp_path: Path) -> None:
+    measure.make_video(tmp_path / "large.mp4", frames=12, height=96, width=150)
+    info = probe(benchmark("prepare").scaled(tmp_path / "large.mp4", tmp_path / "small.mp4", 32))
+    assert (info.height, info.width, info.frame_count) == (32, 50, 12)
 
 
 def test_memory_is_that_of_the_task_and_not_of_what_came_before_it() -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tubelet._frame_cache import FrameCache, decoded_bytes, estimated_bytes, free_bytes
 from tubelet.ahead import AHEAD_BYTES, in_order
 from tubelet.errors import ConfigError, DataError, VideoError
-from tubelet.loading import LoaderConfig, TrainLoader
+from tubelet.loading import SHARED_BYTES, LoaderConfig, TrainLoader
 from tubelet.records import Batch, Clip, ClipSpec, Dataset, Example
 from tubelet.seeds import derive, generator_for
 from tubelet.video.augment import AugmentConfig, cached_short_side, draw_box, vary, view_boxes
@@ -80,6 +80,36 @@ def test_workers_change_nothing(videos, bad, repeats, cache, workers):
     plain = loader(dataset, LoaderConfig(4, repeats, workers=0, cache="ram" if cache == "auto" else cache))
     other = loader(dataset, LoaderConfig(4, repeats, workers=workers, cache=cache))
     assert_equal(list(other.batches(0, 5)), list(plain.batches(0, 5)))
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_memory_that_workers_write_into_changes_nothing(videos, bad, repeats, monkeypatch):
+    """Frames that workers write into the batch's own memory are those that they send; no file stays open."""
+    dataset = Dataset(videos.examples + bad, videos.classes, may_flip=True)
+    sent = list(loader(dataset, LoaderConfig(4, repeats, workers=2, cache="off")).batches(0, 5))
+    monkeypatch.setattr("tubelet.loading.SHARED_BYTES", 0)
+    end_idle()
+    before = os.listdir("/proc/self/fd")
+    written = loader(dataset, LoaderConfig(4, repeats, workers=2, cache="off"))
+    assert_equal(list(written.batches(0, 5)), sent)
+    stopped = written.batches(0, 1000)
+    first = next(stopped)
+    stopped.close()
+    end_idle()
+    assert os.listdir("/proc/self/fd") == before
+    assert_equal([first], sent[:1])
+
+
+def test_pinned_memory_is_filled_with_what_workers_write(videos, bad, monkeypatch):
+    """Where there is no GPU, memory that is not pinned stands in for it."""
+    dataset = Dataset(videos.examples + bad, videos.classes, may_flip=True)
+    sent = list(loader(dataset, LoaderConfig(4, 2, workers=2, cache="off")).batches(0, 5))
+    monkeypatch.setattr("tubelet.loading.SHARED_BYTES", 0)
+    if not torch.cuda.is_available():
+        empty = torch.empty
+        monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory=False, **more: empty(*shape, **more))
+    pinned = loader(dataset, LoaderConfig(4, 2, workers=2, cache="off"), pinned=True)
+    assert_equal(list(pinned.batches(0, 5)), sent)
 
 
 def test_a_cache_of_frames_that_need_no_scaling_changes_nothing(videos):
@@ -442,7 +472,9 @@ def children() -> list[int]:
     return [pid for pid, parent in parents.items() if parent == os.getpid()]
 
 
-def test_workers_that_are_killed_change_nothing(videos):
+@pytest.mark.parametrize("shared_bytes", [0, SHARED_BYTES])
+def test_workers_that_are_killed_change_nothing(videos, shared_bytes, monkeypatch):
+    monkeypatch.setattr("tubelet.loading.SHARED_BYTES", shared_bytes)
     plain, other = (loader(videos, LoaderConfig(4, workers=workers, cache="off")) for workers in (0, 3))
     expected, batches = list(plain.batches(0, 30)), other.batches(0, 30)
     before = next(batches)

@@ -5,13 +5,15 @@ H height, W width.
 """
 
 import math
+import os
+import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,6 +30,8 @@ from tubelet.video.decode import decode_cuts, frame_times, probe
 from tubelet.video.guard import run
 from tubelet.video.resize import cut, resize
 from tubelet.video.sample import between, span_frames, train_indices
+
+SHARED_BYTES = 1_000_000  # of a batch: below it an open file for each costs more than its workers' sending
 
 
 @dataclass(frozen=True)
@@ -117,18 +121,25 @@ class TrainLoader:
         into the memory of its batch."""
         steps = range(start_step, stop_step)
         maker, videos = self._maker, len(self._maker.own)
-        rooms: deque[Tensor] = deque()  # of batches that are begun and not yet handed over
+        rooms: deque[_Room] = deque()  # of batches that are begun and not yet handed over
 
-        def jobs() -> Iterator[tuple[Tensor, int]]:
+        def jobs() -> Iterator[tuple[_Room, int, int]]:
             for step in steps:
-                rooms.append(maker.room(self.pinned))
-                yield from zip(rooms[-1].split(self._maker.config.repeats), maker.positions(step), strict=True)
+                room = _Room(maker, self.pinned)
+                rooms.append(room)
+                yield from ((room, place, position) for place, position in enumerate(maker.positions(step)))
 
         made = in_order(lambda job: maker.fill(*job), jobs(), self.workers, maker.clip_bytes * maker.config.repeats)
-        with closing(made):
-            for _ in steps:
-                results = list(islice(made, videos))
-                yield maker.batch(rooms.popleft(), results)
+        try:
+            with closing(made):
+                for _ in steps:
+                    results = list(islice(made, videos))
+                    frames = rooms[0].full()
+                    rooms.popleft().close()
+                    yield maker.batch(frames, results)
+        finally:
+            for room in rooms:
+                room.close()
 
 
 @dataclass
@@ -163,10 +174,10 @@ class _BatchMaker:
     def clip_bytes(self) -> int:
         return view_bytes(self.spec)
 
-    def room(self, pinned: bool = False) -> Tensor:
-        """Memory for the frames of this process' share of a batch, uint8 (B,T,H,W,C)."""
-        spec, clips = self.spec, len(self.own) * self.config.repeats
-        return torch.empty(clips, spec.frames, spec.size, spec.size, 3, dtype=torch.uint8, pin_memory=pinned)
+    @property
+    def room_shape(self) -> tuple[int, ...]:
+        """(B,T,H,W,C) of this process' share of a batch."""
+        return len(self.own) * self.config.repeats, self.spec.frames, self.spec.size, self.spec.size, 3
 
     def positions(self, step: int) -> range:
         """Where in the endless stream of videos this process' share of batch `step` lies."""
@@ -178,19 +189,31 @@ class _BatchMaker:
         epoch, place = divmod(position, len(self.dataset.examples))
         return self.dataset.examples[_permutation(len(self.dataset.examples), self.seed, epoch)[place]], epoch
 
-    def fill(self, room: Tensor, position: int) -> "_Filled":
-        """Write the clips of one video into `room`, uint8 (repeats,T,H,W,C)."""
+    def fill(self, room: "_Room", place: int, position: int) -> "_Filled":
+        """Write the clips of one video into their part of `room`, the `place`-th."""
         example, epoch = self.example(position)
+        part = slice(place * self.config.repeats, (place + 1) * self.config.repeats)
         try:
-            made = self._clips(example, epoch)
+            whole = self.cache.get(example.path) if self.cache else None
+            job = (example, whole, self.spec, self.augment, self.config, self.seed, epoch)
+            if room.path:
+                made = run(example.path, _clips_into, room.path, part.start * self.clip_bytes, *job)
+                if room.frames is not None:
+                    with open(room.path, "rb") as file:
+                        file.seek(part.start * self.clip_bytes)
+                        file.readinto(room.frames[part].numpy().data)
+            else:
+                clips = _clips(*job) if whole else run(example.path, _clips, *job)
+                assert room.frames is not None
+                for frames, (clip, _) in zip(room.frames[part], clips, strict=True):
+                    frames.copy_(clip.frames.permute(0, 2, 3, 1))
+                made = [(clip.seconds, padded) for clip, padded in clips]
         except VideoError as error:
             return _Filled(example, [], 0, str(error))
         except Exception as error:
             error.add_note(f"while reading {example.path}")
             raise
-        for place, (clip, _) in zip(room, made, strict=True):
-            place.copy_(clip.frames.permute(0, 2, 3, 1))
-        return _Filled(example, [clip.seconds for clip, _ in made], sum(padded for _, padded in made))
+        return _Filled(example, [seconds for seconds, _ in made], sum(padded for _, padded in made))
 
     def batch(self, room: Tensor, filled: "list[_Filled]") -> Batch:
         """The batch of what was written into `room`, without the places of what could not be read."""
@@ -213,11 +236,34 @@ class _BatchMaker:
             texts=[example.text or "" for example in clips] if self.captioned else None,
         )
 
-    def _clips(self, example: Example, epoch: int) -> list[tuple[Clip, bool]]:
-        """`repeats` augmented clips of one video, from one decode: (clip, was it padded)."""
-        whole = self.cache.get(example.path) if self.cache else None
-        job = (example, whole, self.spec, self.augment, self.config, self.seed, epoch)
-        return _clips(*job) if whole else run(example.path, _clips, *job)
+
+class _Room:
+    """Memory for the frames of a process' share of a batch, uint8 (B,T,H,W,C).
+
+    Where it is large it is a file without a name at `path` (Linux), into which workers write what they make: it takes less than
+    half as long as sending it. It is a tensor only when it is full: workers, copies of this process, would keep an earlier one.
+    frames: the memory that is filled at once, where there is no file, and pinned memory, which cannot be one.
+    """
+
+    def __init__(self, maker: _BatchMaker, pinned: bool) -> None:
+        self.shape, self.path, self.frames = maker.room_shape, "", None
+        if sys.platform == "linux" and not maker.cache and math.prod(self.shape) >= SHARED_BYTES:
+            self.file = os.memfd_create("tubelet-batch")
+            os.ftruncate(self.file, math.prod(self.shape))  # or torch would, and write a zero at its beginning
+            self.path = f"/proc/{os.getpid()}/fd/{self.file}"
+        if pinned or not self.path:
+            self.frames = torch.empty(self.shape, dtype=torch.uint8, pin_memory=pinned)
+
+    def full(self) -> Tensor:
+        """All of it, once every part is written."""
+        if self.frames is not None:
+            return self.frames
+        return torch.from_file(self.path, shared=True, size=math.prod(self.shape), dtype=torch.uint8).view(self.shape)
+
+    def close(self) -> None:
+        """No worker will write into it any more; what `full` gave stays."""
+        if self.path:
+            os.close(self.file)
 
 
 @dataclass
@@ -264,6 +310,16 @@ def _clips(
         (replace(clip, frames=vary(clip.frames, augment, spec, generator)), padded)
         for clip, generator, (_, padded) in zip(clips, generators, windows, strict=True)
     ]
+
+
+def _clips_into(path: str, offset: int, *job: Any) -> list[tuple[Tensor, bool]]:
+    """(seconds, was it padded) of `_clips`, whose frames are written into the file at `path` from `offset` on."""
+    made = _clips(*job)
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        for clip, _ in made:
+            file.write(clip.frames.permute(0, 2, 3, 1).contiguous().numpy().data)
+    return [(clip.seconds, padded) for clip, padded in made]
 
 
 @lru_cache(maxsize=4)

@@ -183,8 +183,9 @@ def _note_packet(scan: _Scan, packet: av.Packet, codec: str, length_bytes: int, 
     scan.last_duration = packet.duration or 0
     facts = read_packet(codec, data, packet.is_keyframe, length_bytes) if codec in READABLE else PacketFacts(packet.is_keyframe)
     scan.facts.append(facts)
-    scan.encrypted = scan.encrypted or packet.has_sidedata("encryption_info")
-    scan.changes = scan.changes or packet.has_sidedata("new_extradata") or packet.has_sidedata("param_change")
+    kinds = [data.data_type for data in packet.iter_sidedata()]  # mostly none: asking for one by its name takes longer
+    scan.encrypted = scan.encrypted or "encryption_info" in kinds
+    scan.changes = scan.changes or "new_extradata" in kinds or "param_change" in kinds
     scan.whole = scan.whole and facts.sound and not packet.is_corrupt
 
 

@@ -23,9 +23,9 @@ from tubelet.video._index import Index
 from tubelet.video.resize import Box, resize
 
 ALIGNED = 4  # pixels: a chroma sample covers 1, 2 or 4 in each direction
-RESIZED_BYTES = (
-    250_000  # of RGB pixels that wait to be scaled in one call: larger buffers cost more in page faults than calls do
-)
+CLIP_BYTES = 4_000_000  # of RGB pixels of a cut: up to here all its frames are scaled in one call, which makes the clip itself
+RESIZED_BYTES = 250_000  # above it so much at a time: larger buffers cost more in page faults than calls do
+CROPPED_PIXELS = 50_000  # outside of the box: fewer become RGB sooner than a filter cuts them off
 
 OPTIONS: dict[bool, dict[str, str]] = {False: {}, True: {"skip_loop_filter": "all"}}  # of the decoder: exact, approximate
 
@@ -209,10 +209,10 @@ def each_piece(
 class Part:
     """One cut while its frames come in.
 
-    Only the box is converted to RGB, unscaled: swscale has a fast path for that, exactly the pixels of a converted whole frame.
-    Torch then scales it, as Pillow would, RESIZED_BYTES at a time. Scaling within swscale takes longer at 240 to 720 lines and
-    is further from Pillow, for it halves the colour resolution of the small picture. tools: for several parts of one file, whose
-    making takes longer than a small frame.
+    Only the box is converted to RGB (and what lies around it, where that is little), unscaled: swscale has a fast path for that,
+    exactly the pixels of a converted whole frame. Torch then scales it, as Pillow would, all frames at once where they are small.
+    Scaling within swscale takes longer at 240 to 720 lines and is further from Pillow, for it halves the colour resolution of the
+    small picture. tools: for several parts of one file, whose making takes longer than a small frame.
     """
 
     def __init__(
@@ -228,10 +228,14 @@ class Part:
         self.places: dict[int, list[int]] = {}
         for place, number in enumerate(numbers.tolist()):
             self.places.setdefault(number, []).append(place)
-        self.frames = np.empty((len(numbers), *size, 3), np.uint8)
         self.left = len(self.places)
         height, width = self.box[2:]
-        together = min(max(1, RESIZED_BYTES // (height * width * 3)), max(1, self.left))
+        together = max(1, self.left)
+        # Frames that come in the order in which they are wanted, none twice, and fit into one call are the clip as they come out.
+        self.at_once = together * height * width * 3 <= CLIP_BYTES and numbers.tolist() == sorted(self.places)
+        if not self.at_once:
+            together = min(max(1, RESIZED_BYTES // (height * width * 3)), together)
+        self.frames = np.empty((0 if self.at_once else len(numbers), *size, 3), np.uint8)
         self.rows = np.empty((together, height, width, 3), np.uint8)
         self.held: list[list[int]] = []  # places of the frames in `rows`
         self.converter, self.crop = tools or new_tools()
@@ -245,9 +249,13 @@ class Part:
         self.left -= 1
         if len(self.held) == len(self.rows) or not self.left:
             small = resize(torch.from_numpy(self.rows[: len(self.held)]).permute(0, 3, 1, 2), self.size, self.interpolation)
-            for places, picture in zip(self.held, small.permute(0, 2, 3, 1).numpy(), strict=True):
-                for place in places:
-                    self.frames[place] = picture
+            pictures = small.permute(0, 2, 3, 1).numpy()
+            if self.at_once:
+                self.frames = np.ascontiguousarray(pictures)
+            else:
+                for places, picture in zip(self.held, pictures, strict=True):
+                    for place in places:
+                        self.frames[place] = picture
             self.held = []
         if not self.left:  # of many cuts only those that are not whole yet take memory beyond their pixels
             del self.rows, self.converter, self.crop
@@ -266,12 +274,14 @@ class Part:
             top, left = min(int(top * down), frame.height - 1), min(int(left * right), frame.width - 1)
             tall = min(max(1, round(tall * down)), frame.height - top)
             wide = min(max(1, round(wide * right)), frame.width - left)
-        # Whole chroma samples, and an even number of lines, which the fast conversion asks for.
-        above, before = top % ALIGNED, left % ALIGNED
-        below, behind = -(top + tall) % ALIGNED, -(left + wide) % ALIGNED
-        part = self.crop(
-            frame, top - above, left - before, min(frame.height, top + tall + below), min(frame.width, left + wide + behind)
-        )
+        above, before, part = top, left, frame
+        if frame.height % 2 or frame.height * frame.width - tall * wide > CROPPED_PIXELS:
+            # Whole chroma samples, and an even number of lines, which the fast conversion asks for.
+            above, before = top % ALIGNED, left % ALIGNED
+            below, behind = -(top + tall) % ALIGNED, -(left + wide) % ALIGNED
+            part = self.crop(
+                frame, top - above, left - before, min(frame.height, top + tall + below), min(frame.width, left + wide + behind)
+            )
         plane = self.converter.reformat(part, format="rgb24", threads=1).planes[0]
         lines = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
         pixels = lines[above : above + tall, before * 3 : (before + wide) * 3].reshape(tall, wide, 3)

@@ -385,12 +385,12 @@ def _receive(connection: socket.socket) -> Any:
     return pickle.loads(text, buffers=buffers)
 
 
-def _bytes(connection: socket.socket, count: int) -> bytearray:
-    data = bytearray(count)
-    view, done = memoryview(data), 0
+def _bytes(connection: socket.socket, count: int) -> memoryview:
+    data = np.empty(count, np.uint8)  # a bytearray would be filled with zeros first
+    view, done = data.data, 0
     while done < count:
         got = connection.recv_into(view[done:])
         if not got:
             raise EOFError
         done += got
-    return data
+    return view
