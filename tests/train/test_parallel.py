@@ -22,6 +22,7 @@ from tubelet import share
 from tubelet.recipes import fine_tuning, pretraining
 from tubelet.train.config import TrainConfig
 from tubelet.train.loop import train
+from tubelet.weights.checkpoint import read
 
 PATIENCE = 280  # seconds until processes that do not get on are called a failure
 TRIES = 5  # to be there before a run is over, on a machine with other things to do
@@ -108,7 +109,7 @@ def run_here(config: TrainConfig, stop: int | None = None) -> Path:
 def final_state(run: Path) -> dict[str, Tensor]:
     """Every tensor a finished run leaves: the model folder's and those of the last checkpoint."""
     last = sorted((run / "checkpoints").iterdir())[-1]
-    return {**load_file(run / "model" / "model.safetensors"), **{f"last.{k}": v for k, v in load_file(last).items()}}
+    return {**load_file(run / "model" / "model.safetensors"), **{f"last.{k}": v for k, v in read(last).everything().items()}}
 
 
 def log(run: Path) -> list[dict[str, float]]:
@@ -198,8 +199,8 @@ def test_the_comparison_would_notice(finished: Callable[[str], Path], kind: str)
     """Weights moved far beyond the tolerance, and what was to happen did: videos were left out, nothing but rank 0 wrote."""
     run, entries = finished(f"{kind}-ddp"), log(finished(f"{kind}-ddp"))
     weight = "model.video.embed.weight" if "video_options" in RUNS[kind].get("model.options", {}) else "model.embed.weight"
-    first, last = (load_file(path)[weight] for path in (sorted((run / "checkpoints").iterdir())[0],
-                                                        sorted((run / "checkpoints").iterdir())[-1]))  # fmt: skip
+    saved = sorted((run / "checkpoints").iterdir())
+    first, last = (read(path).everything()[weight] for path in (saved[0], saved[-1]))
     assert float((first - last).abs().max()) > 50 * CLOSE
     assert [entry["step"] for entry in entries] == list(range(1, 11))
     assert (entries[-1]["skipped"] > 0) == (kind == "broken")
@@ -271,7 +272,7 @@ def test_a_killed_process_and_a_signal_cost_nothing_but_time(data: Path, tmp_pat
             break
     assert stopped.returncode == 130, text
     assert text.count("saved: the same command continues") == 1 and "Traceback" not in text, text
-    assert (run / "checkpoints" / f"step_{step:08d}.safetensors").exists()
+    assert (run / "checkpoints" / f"step_{step:08d}").exists()
 
     shutil.copytree(run, tmp_path / "stopped")
     for _ in range(TRIES):
