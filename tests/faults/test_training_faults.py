@@ -33,8 +33,11 @@ SETTINGS = (
 )
 
 
-def start(videos: Path, out: Path, *more: str, steps: int = STEPS, **environment: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "tubelet", "pretrain", str(videos), "--out", str(out), *SETTINGS.split()]
+def start(
+    videos: Path, out: Path, *more: str, steps: int = STEPS, processes: int = 1, **environment: str
+) -> "subprocess.Popen[str]":
+    launch = ["launch", "--processes", str(processes), "--"] if processes > 1 else []
+    command = [sys.executable, "-m", "tubelet", *launch, "pretrain", str(videos), "--out", str(out), *SETTINGS.split()]
     command += ["--optim.steps", str(steps), *(more or ("--run.checkpoint-every", "3"))]
     everything = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     return subprocess.Popen(command, env=everything, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
@@ -162,6 +165,18 @@ def test_a_full_disk_while_saving(videos: Path, reference: Path, tmp_path: Path)
         assert_same(disk / "run", reference)
 
 
+def test_a_full_disk_while_two_processes_save(videos: Path, reference: Path, tmp_path: Path) -> None:
+    checkpoint = sum(path.stat().st_size for path in (reference / "checkpoints" / f"step_{STEPS:08d}").iterdir())
+    with small_disk(tmp_path / "disk", int(2.6 * checkpoint) + 100_000) as disk:
+        code, text = finish(start(videos, disk / "run", processes=2))
+        assert code == 2 and text.count("error: cannot write the checkpoint") == 1 and "Traceback" not in text, text
+        left = sorted(path.name for path in (disk / "run" / "checkpoints").iterdir())
+        assert left == ["step_00000003", "step_00000006"]
+        subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+        code, text = finish(start(videos, disk / "run"))
+        assert code == 0 and "after step 6 of 24" in text, text
+
+
 def test_a_folder_that_becomes_read_only(videos: Path, reference: Path, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 64_000_000) as disk:
         run = disk / "run"
@@ -252,3 +267,30 @@ def test_twenty_kills(videos: Path, reference: Path, tmp_path: Path) -> None:
     print(f"20 kills, {within} within the writing of a checkpoint; steps done again: {lost}")
     assert within >= 3 and max(lost) <= 1
     assert_same(run, reference)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_one_of_two_is_killed_while_both_write(videos: Path, tmp_path: Path) -> None:
+    """Rank 0 and rank 1 in turn; the other ends too, and the same command continues."""
+    every = ("--run.checkpoint-every", "1", "--run.parallel", "fsdp")
+    code, text = finish(start(videos, tmp_path / "reference", *every, processes=2))
+    assert code == 0, text
+    run, hits, within = tmp_path / "run", 0, 0
+    folder = run / "checkpoints"
+    while hits < 6:
+        process = start(videos, run, *every, processes=2)
+        wait_for(process, lambda: any(folder.glob(".step_*.tmp")))
+        pids = sorted(workers_of(process.pid))
+        os.kill(pids[hits % 2], signal.SIGKILL)
+        code, text = finish(process)
+        assert code, "it was done before it was killed 6 times"
+        assert text.count("error:") <= 1, text
+        hits += 1
+        within += any(folder.glob(".step_*.tmp"))
+        assert all((path / "checkpoint.json").exists() for path in folder.glob("step_*"))
+    code, text = finish(start(videos, run, *every, processes=2))
+    assert code == 0 and "continuing" in text, text
+    print(f"{hits} kills, {within} within the writing of a checkpoint")
+    assert within >= 2
+    assert_same(run, tmp_path / "reference")

@@ -314,6 +314,44 @@ def test_four_processes_and_back(data: Path, tmp_path: Path) -> None:
             assert_close(tmp_path / f"{kind}-{name}", tmp_path / f"{kind}-alone")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_every_way_of_continuing_ends_the_same(data: Path, tmp_path: Path) -> None:
+    """Begun on 1, 2 or 4 processes with DDP or FSDP2, stopped half-way, continued on each of the others."""
+    ways = {"alone": (1, "auto"), "ddp2": (2, "ddp"), "fsdp2": (2, "fsdp"), "ddp4": (4, "ddp"), "fsdp4": (4, "fsdp")}
+
+    def make(name: str, parallel: str) -> TrainConfig:
+        return configuration("masked", data, tmp_path / name, **{"run.parallel": parallel, "loader.batch_size": 10})
+
+    def carry_out(processes: int, runs: list[tuple[TrainConfig, int | None]]) -> None:
+        if processes == 1:
+            for config, stop in runs:
+                run_here(config, stop)
+        else:
+            done = launch(tmp_path / "jobs", [{"config": config, "stop": stop} for config, stop in runs], processes)
+            assert done.returncode == 0, done.stderr
+
+    reference = run_here(make("reference", "auto"))
+    for processes in (1, 2, 4):
+        carry_out(processes, [(make(name, kind), 5) for name, (count, kind) in ways.items() if count == processes])
+    pairs = [(one, other) for one in ways for other in ways if one != other]
+    for one, other in pairs:
+        shutil.copytree(tmp_path / one, tmp_path / f"{one}-{other}")
+    for processes in (1, 2, 4):
+        carry_out(
+            processes, [(make(f"{one}-{other}", ways[other][1]), None) for one, other in pairs if ways[other][0] == processes]
+        )
+    for one, other in pairs:
+        assert log(tmp_path / f"{one}-{other}")[:5] == log(tmp_path / one)
+        assert_close(tmp_path / f"{one}-{other}", reference)
+    off = max(
+        float((ours.double() - theirs.double()).abs().max())
+        for one, other in pairs
+        for ours, theirs in zip(final_state(tmp_path / f"{one}-{other}").values(), final_state(reference).values(), strict=True)
+    )
+    print(f"{len(pairs)} ways of continuing; largest difference {off:.1e}")
+
+
 @pytest.mark.parametrize(("count", "parts", "sizes"), [(5, 2, [3, 2]), (8, 4, [2, 2, 2, 2]), (1, 2, [1, 0]), (0, 3, [0, 0, 0])])
 def test_a_count_is_split_in_order_and_evenly(count: int, parts: int, sizes: list[int]) -> None:
     split = share.split(count, parts)

@@ -146,7 +146,6 @@ class Run:
         self.ema = {name: p.detach().clone() for name, p in trained.items()} if config.optim.ema else {}
         if saved is not None:
             checkpoint.restore(saved, self.model, self.optimizer, self.ema)
-            self.saved = None  # it is as large as all of them
 
     def untaught(self) -> bool:
         """Whether DDP is going to train parameters that the objective does not reach, such as a text tower without captions: tried
