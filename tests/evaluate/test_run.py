@@ -205,11 +205,11 @@ def test_a_baseline_that_is_there_needs_no_training_data(finetuned, motion_folde
 
 
 def test_a_run_is_found_from_its_model_and_its_checkpoint_and_from_nothing_else(finetuned, tmp_path):
-    checkpoint = next((finetuned / "checkpoints").glob("*.safetensors"))
+    checkpoint = next((finetuned / "checkpoints").glob("step_*"))
     for path in (finetuned, finetuned / "model", checkpoint):
         assert sides.run_of(path) == finetuned
     (tmp_path / "config.yaml").write_text("name: another program's\n")
-    for path in ("downloaded", "a/downloaded", "weights/step_1.safetensors", "a/model/deeper"):
+    for path in ("downloaded", "a/downloaded", "weights/step_00000001", "a/model/deeper"):
         assert sides.run_of(tmp_path / path) is None
     with pytest.raises(DataError, match="is no run that could tell"):
         sides.data_of(tmp_path / "downloaded")

@@ -20,6 +20,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tubelet.weights.checkpoint import read
+
 PATIENCE = 280  # seconds until a process that does not get on is called a failure
 STEPS = 24
 TRIES = 5  # to be there before a run is over, on a machine with other things to do
@@ -31,8 +33,11 @@ SETTINGS = (
 )
 
 
-def start(videos: Path, out: Path, *more: str, steps: int = STEPS, **environment: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "tubelet", "pretrain", str(videos), "--out", str(out), *SETTINGS.split()]
+def start(
+    videos: Path, out: Path, *more: str, steps: int = STEPS, processes: int = 1, **environment: str
+) -> "subprocess.Popen[str]":
+    launch = ["launch", "--processes", str(processes), "--"] if processes > 1 else []
+    command = [sys.executable, "-m", "tubelet", *launch, "pretrain", str(videos), "--out", str(out), *SETTINGS.split()]
     command += ["--optim.steps", str(steps), *(more or ("--run.checkpoint-every", "3"))]
     everything = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     return subprocess.Popen(command, env=everything, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
@@ -100,8 +105,9 @@ def held(process: "subprocess.Popen[str]") -> Iterator[None]:
 
 def assert_same(run: Path, reference: Path) -> None:
     """The same weights, checkpoint and curve, bit for bit."""
-    for file in ("model/model.safetensors", f"checkpoints/step_{STEPS:08d}.safetensors"):
-        ours, theirs = load_file(run / file), load_file(reference / file)
+    for everything in (lambda run: load_file(run / "model" / "model.safetensors"),
+                       lambda run: read(run / "checkpoints" / f"step_{STEPS:08d}").everything()):  # fmt: skip
+        ours, theirs = everything(run), everything(reference)
         assert ours.keys() == theirs.keys() and [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
     kept = ("step", "loss", "lr", "skipped")
     curves = [[{name: entry[name] for name in kept} for entry in logged(folder)] for folder in (run, reference)]
@@ -147,16 +153,28 @@ def small_disk(place: Path, size: int) -> Iterator[Path]:
 
 
 def test_a_full_disk_while_saving(videos: Path, reference: Path, tmp_path: Path) -> None:
-    checkpoint = (reference / "checkpoints" / f"step_{STEPS:08d}.safetensors").stat().st_size
+    checkpoint = sum(path.stat().st_size for path in (reference / "checkpoints" / f"step_{STEPS:08d}").iterdir())
     with small_disk(tmp_path / "disk", int(2.6 * checkpoint) + 100_000) as disk:  # two are kept, a third is being written
         code, text = finish(start(videos, disk / "run"))
         assert code == 2 and "error: cannot write the checkpoint" in text and "Traceback" not in text, text
         left = sorted(path.name for path in (disk / "run" / "checkpoints").iterdir())
-        assert left == ["step_00000003.safetensors", "step_00000006.safetensors"]
+        assert left == ["step_00000003", "step_00000006"]
         subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
         code, text = finish(start(videos, disk / "run"))
         assert code == 0 and "after step 6 of 24" in text, text
         assert_same(disk / "run", reference)
+
+
+def test_a_full_disk_while_two_processes_save(videos: Path, reference: Path, tmp_path: Path) -> None:
+    checkpoint = sum(path.stat().st_size for path in (reference / "checkpoints" / f"step_{STEPS:08d}").iterdir())
+    with small_disk(tmp_path / "disk", int(2.6 * checkpoint) + 100_000) as disk:
+        code, text = finish(start(videos, disk / "run", processes=2))
+        assert code == 2 and text.count("error: cannot write the checkpoint") == 1 and "Traceback" not in text, text
+        left = sorted(path.name for path in (disk / "run" / "checkpoints").iterdir())
+        assert left == ["step_00000003", "step_00000006"]
+        subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+        code, text = finish(start(videos, disk / "run"))
+        assert code == 0 and "after step 6 of 24" in text, text
 
 
 def test_a_folder_that_becomes_read_only(videos: Path, reference: Path, tmp_path: Path) -> None:
@@ -242,10 +260,37 @@ def test_twenty_kills(videos: Path, reference: Path, tmp_path: Path) -> None:
         assert process.returncode == -signal.SIGKILL, "it was done before it was killed 20 times"
         hits += 1
         within += any(folder.glob(".step_*.tmp"))
-        saved = max((int(path.stem[5:]) for path in folder.glob("step_*")), default=0)
+        saved = max((int(path.name[5:]) for path in folder.glob("step_*")), default=0)
         lost.append(len(logged(run)) - saved)
     code, text = finish(start(videos, run, "--run.checkpoint-every", "1"))
     assert code == 0, text
     print(f"20 kills, {within} within the writing of a checkpoint; steps done again: {lost}")
     assert within >= 3 and max(lost) <= 1
     assert_same(run, reference)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_one_of_two_is_killed_while_both_write(videos: Path, tmp_path: Path) -> None:
+    """Rank 0 and rank 1 in turn; the other ends too, and the same command continues."""
+    every = ("--run.checkpoint-every", "1", "--run.parallel", "fsdp")
+    code, text = finish(start(videos, tmp_path / "reference", *every, processes=2))
+    assert code == 0, text
+    run, hits, within = tmp_path / "run", 0, 0
+    folder = run / "checkpoints"
+    while hits < 6:
+        process = start(videos, run, *every, processes=2)
+        wait_for(process, lambda: any(folder.glob(".step_*.tmp")))
+        pids = sorted(workers_of(process.pid))
+        os.kill(pids[hits % 2], signal.SIGKILL)
+        code, text = finish(process)
+        assert code, "it was done before it was killed 6 times"
+        assert text.count("error:") <= 1, text
+        hits += 1
+        within += any(folder.glob(".step_*.tmp"))
+        assert all((path / "checkpoint.json").exists() for path in folder.glob("step_*"))
+    code, text = finish(start(videos, run, *every, processes=2))
+    assert code == 0 and "continuing" in text, text
+    print(f"{hits} kills, {within} within the writing of a checkpoint")
+    assert within >= 2
+    assert_same(run, tmp_path / "reference")

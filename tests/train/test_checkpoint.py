@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,10 @@ def trained(steps: int = 2, **options: int) -> tuple[torch.nn.Module, torch.opti
 
 
 def save(folder: Path, state: dict, model, optimizer, ema=None, keep: int = 2) -> Path:  # type: ignore[no-untyped-def, type-arg]
-    return checkpoint.write(folder, checkpoint.snapshot(state, model, optimizer, ema), keep)
+    writer = checkpoint.Writer(folder, keep)
+    writer.begin(state, model, optimizer, ema)
+    writer.wait()
+    return folder / f"step_{state['step']:08d}"
 
 
 def moments(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
@@ -48,7 +52,7 @@ def test_round_trip_is_bit_identical(tmp_path: Path) -> None:
     model, optimizer, ema = trained()
     state = {"step": 7, "seconds": 1.5, "skipped": 0, "padded": 2}
     path = save(tmp_path, state, model, optimizer, ema)
-    assert path.name == "step_00000007.safetensors" and os.listdir(tmp_path) == [path.name]
+    assert path.name == "step_00000007" and os.listdir(tmp_path) == [path.name]
     found = checkpoint.load_latest(tmp_path, silent)
     assert found is not None and found.state == state
     other, other_optimizer, other_ema = trained(steps=0)
@@ -68,33 +72,41 @@ def test_a_checkpoint_is_a_model_that_loads(tmp_path: Path) -> None:
     path = save(tmp_path, {"step": 1}, model, optimizer)
     frames = torch.randint(0, 256, (1, 4, 3, 32, 32), dtype=torch.uint8)
     assert torch.equal(load_model(path)(frames)["logits"], model.eval()(frames)["logits"])
-    with safe_open(path, "pt") as file:  # readable by anyone: no pickle, plain names
+    assert sorted(os.listdir(path)) == [
+        "checkpoint.json",
+        "part_00001.safetensors",
+    ]  # readable by anyone: no pickle, plain names
+    with safe_open(path / "part_00001.safetensors", "pt") as file:
         assert "model.embed.weight" in file.keys() and "optimizer.embed.weight.exp_avg" in file.keys()  # noqa: SIM118
-        assert json.loads(file.metadata()["state"]) == {"step": 1}
+    assert json.loads((path / "checkpoint.json").read_text())["content"]["state"] == {"step": 1}
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path) -> None:
     model, optimizer, ema = trained()
     wanted = {name: value.clone() for name, value in model.state_dict().items()}
     writer = checkpoint.Writer(tmp_path, keep=2)
-    writer.begin(checkpoint.snapshot({"step": 1}, model, optimizer, ema))
+    writer.begin({"step": 1}, model, optimizer, ema)
     for tensor in (*model.parameters(), *ema.values(), *moments(optimizer)):
         tensor.detach().fill_(float("nan"))
     writer.wait()
     found = checkpoint.load_latest(tmp_path, silent)
     assert found is not None and all(torch.equal(found.part("model")[name], wanted[name]) for name in wanted)
-    assert all(bool(value.isfinite().all()) for value in found.tensors.values())
+    assert all(bool(value.isfinite().all()) for value in found.everything().values())
     writer.close()
 
 
 def test_a_checkpoint_that_could_not_be_written_is_said_by_whoever_comes_next(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     model, optimizer, _ = trained(steps=1)
-    taken = checkpoint.snapshot({"step": 1}, model, optimizer)
-    for ask in (checkpoint.Writer.wait, lambda writer: writer.begin(taken)):
+
+    def later(writer: checkpoint.Writer) -> None:
+        while True:
+            writer.check()
+
+    for ask in (checkpoint.Writer.wait, lambda writer: writer.begin({"step": 2}, model, optimizer), later):
         writer = checkpoint.Writer(tmp_path / "file" / "checkpoints", keep=2)
-        writer.begin(taken)
-        with pytest.raises(CheckpointError, match="cannot write the checkpoint"):
+        writer.begin({"step": 1}, model, optimizer)
+        with pytest.raises(CheckpointError, match="cannot write the checkpoint .*choose another --out"):
             ask(writer)
         writer.close()
         writer.check()  # it was said once
@@ -104,41 +116,33 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     model, optimizer, _ = trained()
     for step in (1, 2, 3, 30):
         save(tmp_path, {"step": step}, model, optimizer, keep=2)
-    assert sorted(os.listdir(tmp_path)) == ["step_00000003.safetensors", "step_00000030.safetensors"]
+    assert sorted(os.listdir(tmp_path)) == ["step_00000003", "step_00000030"]
 
 
-def damage_nothing_left(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def damage_half_left(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def damage_last_byte_missing(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def damage_one_bit(path: Path) -> None:
+def flip(path: Path, place: int) -> None:
     content = bytearray(path.read_bytes())
-    content[-1000] ^= 4
+    content[place] ^= 4
     path.write_bytes(content)
 
 
-def damage_header(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[0:8] = b"\xff" * 8
-    path.write_bytes(content)
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "nothing left": lambda path: path.write_bytes(b""),
+    "half left": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "last byte missing": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "a bit at the beginning": lambda path: flip(path, 12),
+    "a bit near the end": lambda path: flip(path, -30),
+    "another text": lambda path: path.write_text("not a checkpoint"),
+    "not there": lambda path: path.unlink(),
+}
 
 
-def damage_other_text(path: Path) -> None:
-    path.write_text("not a checkpoint")
+@pytest.fixture(params=[f"{damage}: {file}" for damage in DAMAGES for file in ("part_00001.safetensors", "checkpoint.json")])
+def damage(request: pytest.FixtureRequest) -> Callable[[Path], object]:
+    """Damages a file of a checkpoint."""
+    kind, file = request.param.split(": ")
+    return lambda folder: DAMAGES[kind](folder / file)
 
 
-DAMAGES = [damage_nothing_left, damage_half_left, damage_last_byte_missing, damage_one_bit, damage_header, damage_other_text]
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_newest_is_reported_and_passed_over(tmp_path: Path, damage) -> None:  # type: ignore[no-untyped-def]
     model, optimizer, _ = trained()
     save(tmp_path, {"step": 1}, model, optimizer)
@@ -146,12 +150,11 @@ def test_a_damaged_newest_is_reported_and_passed_over(tmp_path: Path, damage) ->
     said: list[str] = []
     found = checkpoint.load_latest(tmp_path, said.append)
     assert found is not None and found.state["step"] == 1
-    assert len(said) == 1 and "step_00000002.safetensors" in said[0] and "passing over a damaged checkpoint" in said[0]
+    assert len(said) == 1 and "step_00000002" in said[0] and "passing over a damaged checkpoint" in said[0]
     save(tmp_path, {"step": 2}, model, optimizer)
     assert checkpoint.load_latest(tmp_path, silent) is not None
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_model_is_loaded_from_the_newest_that_is_whole(
     tmp_path: Path,
     damage,  # type: ignore[no-untyped-def]
@@ -176,8 +179,8 @@ def test_a_model_is_loaded_with_its_moving_average(tmp_path: Path) -> None:
 def test_loading_a_model_leaves_the_draft_of_a_run_that_goes_on(tmp_path: Path) -> None:
     model, optimizer, _ = trained()
     save(tmp_path / "checkpoints", {"step": 1}, model, optimizer)
-    draft = tmp_path / "checkpoints" / ".step_00000002.safetensors.tmp"
-    draft.write_text("half")
+    draft = tmp_path / "checkpoints" / ".step_00000002.tmp"
+    draft.mkdir()
     load_model(tmp_path)
     assert draft.exists()
 
@@ -185,20 +188,23 @@ def test_loading_a_model_leaves_the_draft_of_a_run_that_goes_on(tmp_path: Path) 
 def test_a_damaged_one_beyond_the_resumed_step_goes_with_the_next_save(tmp_path: Path) -> None:
     model, optimizer, _ = trained()
     save(tmp_path, {"step": 1}, model, optimizer)
-    damage_half_left(save(tmp_path, {"step": 9}, model, optimizer))
+    for step in (3, 9):
+        (save(tmp_path, {"step": step}, model, optimizer, keep=9) / "checkpoint.json").unlink()
     save(tmp_path, {"step": 3}, model, optimizer)
-    assert sorted(os.listdir(tmp_path)) == ["step_00000001.safetensors", "step_00000003.safetensors"]
+    assert sorted(os.listdir(tmp_path)) == ["step_00000001", "step_00000003"]
 
 
 def test_all_damaged_is_an_error(tmp_path: Path) -> None:
     model, optimizer, _ = trained()
-    damage_half_left(save(tmp_path, {"step": 1}, model, optimizer))
+    (save(tmp_path, {"step": 1}, model, optimizer) / "part_00001.safetensors").unlink()
     with pytest.raises(CheckpointError, match="none of the 1 checkpoints in .* can be read"):
         checkpoint.load_latest(tmp_path, lambda message: None)
 
 
 def test_drafts_of_a_killed_run_are_removed(tmp_path: Path) -> None:
-    (tmp_path / ".step_00000001.safetensors.tmp").write_text("half")
+    for name in (".step_00000001.tmp", ".step_00000001.old.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "part_00001.safetensors").write_text("half")
     assert checkpoint.load_latest(tmp_path, silent) is None
     assert os.listdir(tmp_path) == []
 
@@ -233,13 +239,6 @@ def test_a_checkpoint_of_a_run_that_trained_other_parameters(tmp_path: Path) -> 
         checkpoint.restore(found, frozen, optim.adamw(frozen, OptimConfig()), None)
 
 
-def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    model, optimizer, _ = trained(steps=1)
-    with pytest.raises(CheckpointError, match="cannot write the checkpoint .*choose another --out"):
-        save(tmp_path / "file" / "checkpoints", {"step": 1}, model, optimizer)
-
-
 def test_a_full_disk_leaves_the_older_ones_whole(tmp_path: Path) -> None:
     """In a process of its own whose files may not grow beyond 100 kB: the system then refuses the write as on a full disk."""
     program = (
@@ -249,7 +248,7 @@ def test_a_full_disk_leaves_the_older_ones_whole(tmp_path: Path) -> None:
         "from tubelet.train import checkpoint, optim; from tubelet.train.config import OptimConfig\n"
         f"model = models.build('videomae_tiny', ClipSpec(frames=4, size=32), ['a', 'b'], **{SMALL!r})\n"
         "optimizer = optim.adamw(model, OptimConfig()); folder = Path(sys.argv[1])\n"
-        "def save(step): checkpoint.write(folder, checkpoint.snapshot({'step': step}, model, optimizer))\n"
+        "def save(step): writer = checkpoint.Writer(folder, 2); writer.begin({'step': step}, model, optimizer); writer.wait()\n"
         "save(1)\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
@@ -259,7 +258,7 @@ def test_a_full_disk_leaves_the_older_ones_whole(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "cannot write the checkpoint" in done.stdout and "make room" in done.stdout
-    assert os.listdir(tmp_path) == ["step_00000001.safetensors"]
+    assert os.listdir(tmp_path) == ["step_00000001"]
     assert checkpoint.load_latest(tmp_path, silent) is not None
 
 
@@ -276,7 +275,16 @@ def test_a_really_full_disk(tmp_path: Path) -> None:
         (disk / "filler").write_bytes(b"x" * 300_000)
         with pytest.raises(CheckpointError, match="cannot write the checkpoint"):
             save(disk / "checkpoints", {"step": 2}, model, optimizer)
-        assert os.listdir(disk / "checkpoints") == ["step_00000001.safetensors"]
+        assert os.listdir(disk / "checkpoints") == ["step_00000001"]
         assert checkpoint.load_latest(disk / "checkpoints", silent) is not None
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_files_of_an_earlier_version_are_not_passed_over_in_silence(tmp_path: Path) -> None:
+    old = tmp_path / "checkpoints" / "step_00000007.safetensors"
+    old.parent.mkdir()
+    old.touch()
+    for place in (tmp_path, old):
+        with pytest.raises(CheckpointError, match="step_00000007.* was written by an earlier version"):
+            load_model(place)

@@ -88,6 +88,6 @@ def test_the_meter_averages_and_names_the_first_bad_step(tmp_path: Path) -> None
     with pytest.raises(TrainingError, match="not finite at step 4; no checkpoint had been made yet. Repeat the command with"):
         meter.check(tmp_path, lambda: None)
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "step_00000002.safetensors").touch()
+    (tmp_path / "checkpoints" / "step_00000002").mkdir()
     with pytest.raises(TrainingError, match="not finite at step 4; the last good checkpoint is kept in .*Start another --out"):
         meter.check(tmp_path, lambda: None)

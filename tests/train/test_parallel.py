@@ -22,6 +22,7 @@ from tubelet import share
 from tubelet.recipes import fine_tuning, pretraining
 from tubelet.train.config import TrainConfig
 from tubelet.train.loop import train
+from tubelet.weights.checkpoint import read
 
 PATIENCE = 280  # seconds until processes that do not get on are called a failure
 TRIES = 5  # to be there before a run is over, on a machine with other things to do
@@ -108,7 +109,7 @@ def run_here(config: TrainConfig, stop: int | None = None) -> Path:
 def final_state(run: Path) -> dict[str, Tensor]:
     """Every tensor a finished run leaves: the model folder's and those of the last checkpoint."""
     last = sorted((run / "checkpoints").iterdir())[-1]
-    return {**load_file(run / "model" / "model.safetensors"), **{f"last.{k}": v for k, v in load_file(last).items()}}
+    return {**load_file(run / "model" / "model.safetensors"), **{f"last.{k}": v for k, v in read(last).everything().items()}}
 
 
 def log(run: Path) -> list[dict[str, float]]:
@@ -198,8 +199,8 @@ def test_the_comparison_would_notice(finished: Callable[[str], Path], kind: str)
     """Weights moved far beyond the tolerance, and what was to happen did: videos were left out, nothing but rank 0 wrote."""
     run, entries = finished(f"{kind}-ddp"), log(finished(f"{kind}-ddp"))
     weight = "model.video.embed.weight" if "video_options" in RUNS[kind].get("model.options", {}) else "model.embed.weight"
-    first, last = (load_file(path)[weight] for path in (sorted((run / "checkpoints").iterdir())[0],
-                                                        sorted((run / "checkpoints").iterdir())[-1]))  # fmt: skip
+    saved = sorted((run / "checkpoints").iterdir())
+    first, last = (read(path).everything()[weight] for path in (saved[0], saved[-1]))
     assert float((first - last).abs().max()) > 50 * CLOSE
     assert [entry["step"] for entry in entries] == list(range(1, 11))
     assert (entries[-1]["skipped"] > 0) == (kind == "broken")
@@ -271,7 +272,7 @@ def test_a_killed_process_and_a_signal_cost_nothing_but_time(data: Path, tmp_pat
             break
     assert stopped.returncode == 130, text
     assert text.count("saved: the same command continues") == 1 and "Traceback" not in text, text
-    assert (run / "checkpoints" / f"step_{step:08d}.safetensors").exists()
+    assert (run / "checkpoints" / f"step_{step:08d}").exists()
 
     shutil.copytree(run, tmp_path / "stopped")
     for _ in range(TRIES):
@@ -311,6 +312,44 @@ def test_four_processes_and_back(data: Path, tmp_path: Path) -> None:
     for kind in ("masked", "classify"):
         for name in ("ddp", "fsdp", "1_to_4", "4_to_2"):
             assert_close(tmp_path / f"{kind}-{name}", tmp_path / f"{kind}-alone")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_every_way_of_continuing_ends_the_same(data: Path, tmp_path: Path) -> None:
+    """Begun on 1, 2 or 4 processes with DDP or FSDP2, stopped half-way, continued on each of the others."""
+    ways = {"alone": (1, "auto"), "ddp2": (2, "ddp"), "fsdp2": (2, "fsdp"), "ddp4": (4, "ddp"), "fsdp4": (4, "fsdp")}
+
+    def make(name: str, parallel: str) -> TrainConfig:
+        return configuration("masked", data, tmp_path / name, **{"run.parallel": parallel, "loader.batch_size": 10})
+
+    def carry_out(processes: int, runs: list[tuple[TrainConfig, int | None]]) -> None:
+        if processes == 1:
+            for config, stop in runs:
+                run_here(config, stop)
+        else:
+            done = launch(tmp_path / "jobs", [{"config": config, "stop": stop} for config, stop in runs], processes)
+            assert done.returncode == 0, done.stderr
+
+    reference = run_here(make("reference", "auto"))
+    for processes in (1, 2, 4):
+        carry_out(processes, [(make(name, kind), 5) for name, (count, kind) in ways.items() if count == processes])
+    pairs = [(one, other) for one in ways for other in ways if one != other]
+    for one, other in pairs:
+        shutil.copytree(tmp_path / one, tmp_path / f"{one}-{other}")
+    for processes in (1, 2, 4):
+        carry_out(
+            processes, [(make(f"{one}-{other}", ways[other][1]), None) for one, other in pairs if ways[other][0] == processes]
+        )
+    for one, other in pairs:
+        assert log(tmp_path / f"{one}-{other}")[:5] == log(tmp_path / one)
+        assert_close(tmp_path / f"{one}-{other}", reference)
+    off = max(
+        float((ours.double() - theirs.double()).abs().max())
+        for one, other in pairs
+        for ours, theirs in zip(final_state(tmp_path / f"{one}-{other}").values(), final_state(reference).values(), strict=True)
+    )
+    print(f"{len(pairs)} ways of continuing; largest difference {off:.1e}")
 
 
 @pytest.mark.parametrize(("count", "parts", "sizes"), [(5, 2, [3, 2]), (8, 4, [2, 2, 2, 2]), (1, 2, [1, 0]), (0, 3, [0, 0, 0])])

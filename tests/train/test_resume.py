@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from tubelet.train.config import TrainConfig
 from tubelet.train.loop import train
+from tubelet.weights.checkpoint import read
 
 Make = Callable[..., TrainConfig]
 PATIENCE = 280  # seconds until a process that does not get on is called a failure
@@ -46,7 +47,7 @@ def processes() -> ForkServerContext:
 def final_state(run: Path) -> dict[str, torch.Tensor]:
     """Every tensor a finished run leaves: the model folder's and those of the last checkpoint."""
     last = sorted((run / "checkpoints").iterdir())[-1]
-    return {**load_file(run / "model" / "model.safetensors"), **{f"last.{k}": v for k, v in load_file(last).items()}}
+    return {**load_file(run / "model" / "model.safetensors"), **{f"last.{k}": v for k, v in read(last).everything().items()}}
 
 
 def assert_same(run: Path, reference: Path) -> None:
@@ -157,7 +158,8 @@ def test_a_damaged_newest_checkpoint_costs_steps_and_nothing_else(
     alone.join(PATIENCE)
     assert stopped_at(processes, config, 9, signal.SIGKILL) == -signal.SIGKILL
     newest = sorted((out / "checkpoints").glob("step_*"))[-1]
-    newest.write_bytes(newest.read_bytes()[:-100])
+    part = newest / "part_00001.safetensors"
+    part.write_bytes(part.read_bytes()[:-100])
     train(config)
     assert f"passing over a damaged checkpoint: {newest}" in capsys.readouterr().err
     assert_same(out, Path(reference.out))
@@ -203,4 +205,4 @@ def test_ctrl_c_saves_says_so_and_exits_130(motion_folder: Path, tmp_path: Path)
     assert process.returncode == 130, text
     assert "saved: the same command continues" in text and "Traceback" not in text
     stopped = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])["step"]
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step_{stopped:08d}.safetensors"]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step_{stopped:08d}"]

@@ -12,6 +12,7 @@ from tubelet.errors import DataError, TubeletError
 from tubelet.records import Dataset, Example
 from tubelet.train import data as training_data
 from tubelet.train.config import DataConfig, TrainConfig
+from tubelet.weights.checkpoint import PATTERN
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def run_of(model_path: str | Path) -> Path | None:
     folders = [path]
     if path.name == "model":
         folders.append(path.parent)
-    elif path.parent.name == "checkpoints" and path.match("step_*.safetensors"):
+    elif path.parent.name == "checkpoints" and path.match(PATTERN):
         folders.append(path.parent.parent)
     return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
 

@@ -33,6 +33,7 @@ from tubelet.train.device import autocast, choose_device, choose_precision, set_
 from tubelet.train.log import Log, Progress, environment, say
 from tubelet.train.meter import Meter
 from tubelet.views import view_batches
+from tubelet.weights.checkpoint import refuse_old
 from tubelet.weights.load import load_model, transfer
 from tubelet.weights.save import save as save_model
 from tubelet.weights.text import begin as begin_text
@@ -62,6 +63,7 @@ def train(config: TrainConfig, on_step: OnStep | None = None) -> Path:
             if parallel.agree(run.is_finished()):
                 say(f"{out} is finished ({run.steps} steps): nothing to do. Choose another --out for a new run")
                 return out
+            refuse_old(out / "checkpoints")
             run.announce()
             if not parallel.rank():
                 folder.begin(out, config, run.environment)
@@ -144,7 +146,6 @@ class Run:
         self.ema = {name: p.detach().clone() for name, p in trained.items()} if config.optim.ema else {}
         if saved is not None:
             checkpoint.restore(saved, self.model, self.optimizer, self.ema)
-            self.saved = None  # it is as large as all of them
 
     def untaught(self) -> bool:
         """Whether DDP is going to train parameters that the objective does not reach, such as a text tower without captions: tried
@@ -218,7 +219,7 @@ class Run:
                 due = self.step % config.checkpoint_every == 0 if config.checkpoint_every else bool(lates[0])
                 if due or last or stopping:
                     meter.check(self.out, writer.wait)
-                    writer.begin(self.snapshot())
+                    writer.begin(self.state(), self.model, self.optimizer, self.ema)
                     saved_at = time.monotonic()
                 if last or stopping:
                     writer.wait()
@@ -353,10 +354,9 @@ class Run:
             weights[name].copy_(average)
             average.copy_(before)
 
-    def snapshot(self) -> checkpoint.Snapshot:
-        """This very moment, to be written."""
-        state = {"step": self.step, "seconds": self.seconds, "skipped": self.skipped, "padded": self.padded}
-        return checkpoint.snapshot(state, self.model, self.optimizer, self.ema)
+    def state(self) -> dict[str, Any]:
+        """How far it is: what a checkpoint holds beside tensors."""
+        return {"step": self.step, "seconds": self.seconds, "skipped": self.skipped, "padded": self.padded}
 
     def finish(self) -> None:
         """The model folder, and the report: rank 0 makes them, the others wait at the end."""

@@ -1,7 +1,8 @@
 """Reading a run's checkpoints, for whoever needs the weights in them; `train.checkpoint` writes them and goes on from them.
 
-A file holds `model.*` weights, `optimizer.*` moments and, where a moving average is kept, `ema.*`; its metadata holds the
-description of the model, the state of the run as JSON and a checksum of all tensors. Nothing is ever unpickled.
+A checkpoint is a folder. Its safetensors files hold `model.*` weights, `optimizer.*` moments and, where a moving average is kept,
+`ema.*`, each file what one process wrote: whole tensors or parts of them. `checkpoint.json` holds what is no tensor: the
+description of the model, the state of the run, the size of every tensor and the checksum of every file. Nothing is pickled.
 """
 
 import json
@@ -17,21 +18,42 @@ from torch import Tensor
 
 from tubelet.errors import CheckpointError
 
-PATTERN = "step_*.safetensors"
+PATTERN = "step_" + 8 * "[0-9]"
+OLD_PATTERN = "step_*.safetensors"  # one file each: what the first versions wrote
+INDEX = "checkpoint.json"
+FORMAT = "tubelet-checkpoint-1"
+OFFSETS = "DCP_SHARDING_INFO"  # of a safetensors file: where its parts begin in the whole tensors, as torch's reader wants it
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds: what the model is, the state of the run (`step` and what else was saved), all tensors by name."""
+    """What a folder holds: what the model is, the state of the run (`step` and what else was saved), its files, and all tensors by
+    name, without values (on the device "meta"): they are read when they are asked for."""
 
     path: Path
     description: dict[str, Any]
     state: dict[str, Any]
+    files: list[str]
     tensors: dict[str, Tensor]
 
-    def part(self, name: str) -> dict[str, Tensor]:
-        """The tensors called `name.*`, without that prefix."""
-        return {key.removeprefix(f"{name}."): value for key, value in self.tensors.items() if key.startswith(f"{name}.")}
+    def outline(self, part: str) -> dict[str, Tensor]:
+        """The tensors called `part.*`, without that prefix and without values."""
+        return {key.removeprefix(f"{part}."): value for key, value in self.tensors.items() if key.startswith(f"{part}.")}
+
+    def part(self, part: str) -> dict[str, Tensor]:
+        """The tensors called `part.*`, whole and without that prefix."""
+        found = {key: torch.empty_like(value, device="cpu") for key, value in self.outline(part).items()}
+        for file in self.files:
+            pieces, metadata = read_tensors(self.path / file, f"{part}.")
+            offsets = json.loads(metadata[OFFSETS])
+            for key, piece in pieces.items():
+                place = zip(offsets[key]["saved_offsets"], piece.shape, strict=True)
+                found[key.removeprefix(f"{part}.")][tuple(slice(at, at + size) for at, size in place)] = piece
+        return found
+
+    def everything(self) -> dict[str, Tensor]:
+        """All tensors, whole."""
+        return {f"{part}.{key}": value for part in ("model", "optimizer", "ema") for key, value in self.part(part).items()}
 
 
 def newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
@@ -52,42 +74,64 @@ def newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
     return None
 
 
+def refuse_old(folder: Path) -> None:
+    """CheckpointError where an earlier version has left checkpoints in `folder`, so that none is passed over in silence."""
+    old = max(folder.glob(OLD_PATTERN), default=None)
+    if old is not None:
+        raise CheckpointError(
+            f"{old} was written by an earlier version, whose checkpoints this one does not read: continue with that version, "
+            f"choose another --out, or remove {folder} to start from the beginning"
+        )
+
+
 def is_ours(path: Path) -> bool:
-    """Whether a file is a checkpoint of a run, by what it says of itself, however damaged the rest may be."""
+    """Whether a folder is a checkpoint of a run, however damaged what is in it may be."""
+    return path.is_dir() and (path.match(PATTERN) or (path / INDEX).exists())
+
+
+def read(path: Path, verify: bool = True) -> Checkpoint:
+    """One checkpoint, with `verify` the checksums of all its values; CheckpointError when it is damaged or not one of ours."""
+    try:
+        whole = json.loads((path / INDEX).read_text(encoding="utf-8"))
+        content, expected = whole["content"], whole["crc32"]
+        if checksum(content) != expected:
+            raise CheckpointError(f"{path} is damaged: the checksum of {INDEX} does not match")
+        if content["format"] != FORMAT:
+            raise CheckpointError(f"{path} is of format {content['format']!r}; this version reads {FORMAT!r}")
+        tensors = {
+            name: torch.empty(entry["shape"], dtype=getattr(torch, entry["dtype"]), device="meta")
+            for name, entry in content["tensors"].items()
+        }
+        for file, written in content["files"].items() if verify else ():
+            if file_checksum(path / file) != written:
+                raise CheckpointError(f"{path} is damaged: the checksum of {file} does not match")
+        return Checkpoint(path, content["model"], content["state"], list(content["files"]), tensors)
+    except OSError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is damaged: {INDEX} is not what a run writes") from error
+
+
+def read_tensors(path: str | Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors called `prefix*` and metadata of a safetensors file; CheckpointError for a missing, truncated or foreign file."""
     try:
         with safe_open(path, "pt") as file:
-            return "crc32" in (file.metadata() or {})
-    except (OSError, SafetensorError, ValueError):
-        return path.match(PATTERN)
-
-
-def read(path: Path) -> Checkpoint:
-    """One checkpoint, its checksum verified; CheckpointError when it is damaged or not one of ours."""
-    tensors, metadata = read_tensors(path)
-    try:
-        description, state = json.loads(metadata["model"]), json.loads(metadata["state"])
-        expected = int(metadata["crc32"])
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a tubelet checkpoint: name the run folder or the model folder") from error
-    if checksum(tensors) != expected:
-        raise CheckpointError(f"{path} is damaged: its checksum does not match")
-    return Checkpoint(path, description, state, tensors)
-
-
-def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file; CheckpointError for a missing, truncated or foreign file."""
-    try:
-        with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            return {key: file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(
             f"{path} is not a readable safetensors file ({error}); it may be truncated: copy it again"
         ) from error
 
 
-def checksum(tensors: Mapping[str, Tensor]) -> int:
-    """crc32 of all values in the order of the names: what disks and copies damage, safetensors itself does not notice."""
+def checksum(content: Mapping[str, Any]) -> int:
+    """crc32 of what JSON can hold, the same before it is written and after it was read."""
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
+def file_checksum(path: Path) -> int:
+    """crc32 of a file: what disks and copies damage, safetensors itself does not notice."""
     found = 0
-    for name in sorted(tensors):
-        found = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, found)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            found = zlib.crc32(block, found)
     return found

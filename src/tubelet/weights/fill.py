@@ -43,6 +43,12 @@ def fill(model: Model, state: dict[str, Tensor], where: str | Path) -> None:
     left-over and every misshapen one, or one of another kind (an integer for a float), and for what `refuse_strange` names. The
     model is untouched then."""
     refuse_strange(state, where)
+    refuse_other(model, state, where)
+    model.load_state_dict(state)
+
+
+def refuse_other(model: Model, state: Mapping[str, Tensor], where: str | Path) -> None:
+    """CheckpointError naming what keeps a state dict from being one of `model`; nothing but shapes and kinds is looked at."""
     own = model.state_dict()
     left = [key for key in state if key not in own]
     problems = [f"missing {key}{nearest(key, left)}" for key in own if key not in state]
@@ -60,4 +66,3 @@ def fill(model: Model, state: dict[str, Tensor], where: str | Path) -> None:
     if problems:
         shown = "; ".join(problems[:SHOWN]) + (f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else "")
         raise CheckpointError(f"the weights in {where} are of another model than {model.name}: {shown}")
-    model.load_state_dict(state)

@@ -12,7 +12,7 @@ from tubelet.errors import CheckpointError, ConfigError
 from tubelet.models._model import Model
 from tubelet.records import ClipSpec
 from tubelet.weights import layouts
-from tubelet.weights.checkpoint import Checkpoint, is_ours, newest, read, read_tensors
+from tubelet.weights.checkpoint import Checkpoint, is_ours, newest, read, read_tensors, refuse_old
 from tubelet.weights.fetch import fetch, is_hub_id
 from tubelet.weights.fill import fill
 from tubelet.weights.resize import fit_tubelets
@@ -23,14 +23,18 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Model:
     """The model stored at `path`, in evaluation mode on `device`.
 
     path is a model folder (`config.json` + `model.safetensors`), a run folder (its `model/`, or while the run is unfinished
-    its newest whole checkpoint), one checkpoint file, or weights in a layout of others (see `weights.foreign`), of which it is
+    its newest whole checkpoint), one checkpoint, or weights in a layout of others (see `weights.foreign`), of which it is
     said what had to be assumed. Raises CheckpointError for anything else and for weights that do not fit.
     """
     path = located(path)
     if path.is_file() and path.name == "model.safetensors" and is_folder(path.parent):
         path = path.parent
+    if is_ours(path):
+        return _from_checkpoint(read(path), device)
     if path.is_file():
-        return _from_checkpoint(read(path), device) if is_ours(path) else _foreign(path, device)
+        if path.parent.name == "checkpoints":
+            refuse_old(path.parent)
+        return _foreign(path, device)
     for folder in (path, path / "model"):
         if is_folder(folder):
             return _load_folder(folder, device)
@@ -38,6 +42,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Model:
         checkpoint = newest(path / "checkpoints", _say)
         if checkpoint is not None:
             return _from_checkpoint(checkpoint, device)
+        refuse_old(path / "checkpoints")
         raise CheckpointError(f"the run in {path} has no checkpoint yet: wait for its first")
     return _foreign(path, device)
 
@@ -58,9 +63,7 @@ def located(path: str | Path) -> Path:
 
 def is_model(path: Path) -> bool:
     """Whether a path is a model of ours: folder, run or checkpoint."""
-    if path.is_file():
-        return is_ours(path)
-    return is_folder(path) or is_folder(path / "model") or (path / "checkpoints").is_dir()
+    return path.is_dir() and (is_ours(path) or is_folder(path) or is_folder(path / "model") or (path / "checkpoints").is_dir())
 
 
 def is_folder(folder: Path) -> bool:
