@@ -30,7 +30,7 @@ _VIT = {"width": 96, "depth": 4, "heads": 4, "patch": 8}
 LADDER: dict[str, dict[str, Any]] = {
     "single_frame": {"width": 16, "stages": 4},
     "late_fusion_pool_resnet18": {"width": 16},
-    "late_fusion_fc_resnet18": {"width": 16},
+    "late_fusion_fc_resnet18": {"width": 16, "stages": 3},  # four would leave one place of a small picture, and nowhere to move
     "early_fusion_resnet18": {"width": 16},
     "slow_fusion_resnet18": {"width": 16},
     "c3d": {"channels": 16, "hidden": 128},
@@ -42,7 +42,7 @@ LADDER: dict[str, dict[str, Any]] = {
     "timesformer_base": {**_VIT, "first_values": "mimetic"},
     "vivit_base": _VIT,
     "mvitv2_small": {"width": 24, "heads": 1, "blocks": [1, 2, 2], "kv_stride": 4},
-    "swin_tiny": {"width": 24, "heads": 2, "blocks": [2, 2, 2], "window": [4, 4, 4]},
+    "swin_tiny": {"width": 24, "heads": 2, "blocks": [2, 2, 2], "window": [4, 4, 4], "first_values": "mimetic"},
     "vjepa2_large": {**_VIT, "pooler_depth": 1, "first_values": "mimetic"},
     "videomae_tiny": {**_VIT, "positions": "3d", "first_values": "mimetic"},
 }
