@@ -212,6 +212,14 @@ class I3D(TrunkModel):
         options: dict[str, Any] = dict(trunk=trunk, width=width, time_padding=time_padding)
         super().__init__(name, spec, class_names, made, dropout, options)
 
+    def init_weights(self) -> None:
+        """As every trunk, and the last norm of a ResNet's block 0: it begins as its shortcut, without which sixteen of them hardly
+        learn from nothing (Goyal et al. 2017, arXiv:1706.02677, section 5.1)."""
+        super().init_weights()
+        for module in self.modules():
+            if isinstance(module, Bottleneck):
+                nn.init.zeros_(module.bn3.weight)
+
 
 def from_image(model: I3D, state: Mapping[str, Tensor], how: str = "inflate") -> dict[str, Tensor]:
     """A state dict for `model` that begins as a picture network, by `inflate`; the picture's heads are left behind."""
