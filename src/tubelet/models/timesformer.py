@@ -182,7 +182,7 @@ class TimeSformer(Model):
                 if isinstance(module, BiasedAttention):
                     init_mimetic(module.qkv, module.proj, self.options["heads"])
                 if name.endswith("temporal_attn"):
-                    look_to_neighbours(module, third)  # type: ignore[arg-type]
+                    look_to_neighbours(module, third)
                     nn.init.zeros_(self.embed.weight.detach()[:third])  # what is seen would drown the time
         table = separable_positions(self.position_grid, self.width).unflatten(0, (self.position_grid[0], -1))  # (T,S,D)
         with torch.no_grad():
