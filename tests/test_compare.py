@@ -40,6 +40,8 @@ def test_the_words_of_the_command() -> None:
     assert found[1].model == ModelConfig("videomae_tiny", {**LADDER["videomae_tiny"], "width": 192, "first_values": "random"})
     lists = rungs("a=videomae_tiny:tubelet=[1,2]:depth=3,b=single_frame")
     assert lists[0].model.options["tubelet"] == [1, 2] and lists[1].name == "b"
+    mapping = rungs("nonlocal_i3d_r50:net_options={width: 16, time_padding: zero}:norm=false,single_frame")[0].model.options
+    assert mapping == {"net_options": {"width": 16, "time_padding": "zero"}, "norm": False}
 
 
 @pytest.mark.parametrize(
@@ -48,6 +50,7 @@ def test_the_words_of_the_command() -> None:
         ("single_frme", (), "unknown model 'single_frme': did you mean 'single_frame'"),
         ("single_frame:widht=8", (), "unknown option of single_frame 'widht': did you mean 'width'"),
         ("single_frame:width", (), "after a colon option=value was expected, got 'width'"),
+        ("single_frame:width=[8", (), "has 'width=[8', whose value is no YAML: write [1, 2] or {width: 16} whole"),
         ("single_frame,single_frame:width=8", (), "names 'single_frame' twice: give one of them a name of its own"),
         ("../x=single_frame", (), "a name is that of a folder"),
         ("single_frame", ("runs/x",), "expected NAME=FOLDER with NAME one of single_frame"),

@@ -1,4 +1,4 @@
-"""What helps a VideoMAE that sees few clips: separable positions and mimetic first values."""
+"""What helps a model that sees few clips: separable positions, mimetic first values, attention that looks to its neighbours."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 
 from tubelet import models
 from tubelet.errors import ConfigError
-from tubelet.models import _tokens
+from tubelet.models import _tokens, swin
 from tubelet.models._transformer import Attention, init_mimetic
 from tubelet.records import ClipSpec
 
@@ -75,3 +75,39 @@ def test_timesformer_begins_with_separable_positions() -> None:
     model = models.build("timesformer_base", SPEC, width=48, depth=1, heads=3, patch=8)
     grid = (SPEC.frames, SPEC.size // 8, SPEC.size // 8)
     torch.testing.assert_close(model._positions(grid), _tokens.separable_positions(grid, 48))
+
+
+@pytest.mark.parametrize("width", [48, 96, 384])
+def test_mimetic_time_attention_of_timesformer_looks_one_moment_back_and_ahead(width: int) -> None:
+    torch.manual_seed(0)
+    spec = ClipSpec(frames=8, size=32)
+    model = models.build("timesformer_base", spec, width=width, depth=1, heads=4, patch=8, first_values="mimetic")
+    block, seen = model.blocks[0], []
+    block.temporal_attn.register_forward_hook(lambda module, inputs, output: seen.append(module.qkv(inputs[0])))
+    model(torch.randint(256, (2, 8, 3, 32, 32), dtype=torch.uint8))
+    query, key, _ = (part.unflatten(-1, (4, -1)) for part in seen[0].chunk(3, dim=-1))  # (B,T,S,A,d)
+    weights = (torch.einsum("btsad,busad->bsatu", query, key) * query.shape[-1] ** -0.5).softmax(dim=-1)
+    back, ahead = weights.diagonal(-1, -2, -1).mean(dim=(0, 1, 3)), weights.diagonal(1, -2, -1).mean(dim=(0, 1, 3))  # (A,)
+    assert (back[0::2] > 0.35).all() and (ahead[1::2] > 0.35).all()
+    assert (back[0::2] > 3 * ahead[0::2]).all() and (ahead[1::2] > 3 * back[1::2]).all()
+
+
+def test_mimetic_windows_of_swin_look_one_slot_back_and_ahead() -> None:
+    sizes = dict(width=16, heads=2, blocks=[1, 1], window=[4, 2, 2])
+    model = models.build("swin_tiny", SPEC, **sizes, first_values="mimetic")
+    assert models.build_like(model).options["first_values"] == "mimetic"
+    for stage in model.stages:
+        attention = stage[0].attn
+        bias = attention.bias_table[swin.offset_index((4, 2, 2), (4, 2, 2))]  # (N,N,A), tokens in (t, y, x) order
+        for head in range(attention.heads):
+            liked = bias[4:12, :, head].argmax(dim=1)  # of the tokens of the second and third slot
+            assert liked.tolist() == [token + (4 if head % 2 else -4) for token in range(4, 12)]
+    assert model.stages[0][0].mlp.fc1.weight.std().item() == pytest.approx((2 / (16 + 64)) ** 0.5, rel=0.1)
+
+
+def test_swin_begins_as_in_the_paper_unless_told_otherwise() -> None:
+    model = models.build("swin_tiny", SPEC, width=16, heads=2, blocks=[1, 1], window=[4, 2, 2])
+    assert model.stages[0][0].attn.bias_table.abs().max().item() < 0.1
+    assert model.stages[0][0].mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    with pytest.raises(ConfigError, match="unknown first_values 'xavier'"):
+        models.build("swin_tiny", SPEC, width=16, heads=2, blocks=[1, 1], first_values="xavier")

@@ -64,6 +64,15 @@ class Conv(nn.Conv3d):
 # ResNet-50 -----------------------------------------------------------------------------------------------------------
 
 
+class LastNorm(BatchNorm):
+    """The last norm of a block, which begins at 0 and the block as its shortcut: without that sixteen of them hardly learn anything
+    from random values (Goyal et al. 2017, arXiv:1706.02677, section 5.1)."""
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.zeros_(self.weight)
+
+
 class Bottleneck(nn.Module):
     """1x1x1 or 3x1x1, 1x3x3 (which strides), 1x1x1 to four times the width, and a shortcut."""
 
@@ -75,7 +84,7 @@ class Bottleneck(nn.Module):
         self.conv2 = Conv(width, width, (1, 3, 3), (1, stride, stride), time_padding)
         self.bn2 = BatchNorm(width)
         self.conv3 = Conv(width, 4 * width, (1, 1, 1), (1, 1, 1), time_padding)
-        self.bn3 = BatchNorm(4 * width)
+        self.bn3 = LastNorm(4 * width)
         self.downsample: nn.Sequential | None = None
         if stride > 1 or width_in != 4 * width:
             shortcut = Conv(width_in, 4 * width, (1, 1, 1), (1, stride, stride), time_padding)

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tubelet.errors import ConfigError
+from tubelet.find import choose
 from tubelet.models._keys import Table, count, to_ours, to_theirs
 from tubelet.models._model import Model
 from tubelet.models._tokens import Triple, conv_weight, linear_weight, patchify
@@ -123,6 +124,18 @@ def _join(x: Tensor, counts: Sequence[int], window: Triple) -> Tensor:
     return x.unflatten(4, window).permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, *sizes, d)
 
 
+@torch.no_grad()
+def look_to_neighbours(attention: WindowAttention) -> None:
+    """First values of a bias table: 0 for the same place one slot before (every other head) or after it, and 2 less for every step
+    away from there."""
+    device = attention.bias_table.device
+    steps = torch.meshgrid(*(torch.arange(1 - n, n, device=device) for n in attention.window), indexing="ij")
+    offset = torch.stack(steps).flatten(1)  # (3,rows): from what is seen to who sees it
+    for head in range(attention.heads):
+        slots = offset[0] + 1 if head % 2 else offset[0] - 1
+        attention.bias_table[:, head] = -2.0 * (slots.abs() + offset[1:].abs().sum(dim=0))
+
+
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)), of (B,T,H,W,D)."""
 
@@ -155,18 +168,20 @@ class Merge(nn.Module):
 
 class Swin(Model):
     """blocks are those of each stage, width and heads those of the first; window in tokens, patch and tubelet in pixels and
-    frames."""
+    frames. first_values is "normal", the paper's, or "mimetic" (see init_weights), from which a narrow model learns motion from
+    fewer clips."""
 
     def __init__(
         self, name: str, spec: ClipSpec, class_names: tuple[str, ...] = (), *, width: int, heads: int, blocks: Sequence[int],
         window: Sequence[int] = (8, 7, 7), patch: int = 4, tubelet: int = 2, mlp_ratio: float = 4.0, drop_path: float = 0.0,
-        eps: float = 1e-5,
+        eps: float = 1e-5, first_values: str = "normal",
     ) -> None:  # fmt: skip
         super().__init__()
         self.name, self.spec, self.class_names = name, spec, class_names
         self.options: dict[str, Any] = dict(
             width=width, heads=heads, blocks=list(blocks), window=list(window), patch=patch, tubelet=tubelet,
             mlp_ratio=mlp_ratio, drop_path=drop_path, eps=eps,
+            first_values=choose(first_values, ("normal", "mimetic"), "first_values"),
         )  # fmt: skip
         if width % heads:
             raise ConfigError(f"{name}: width is {width}, which heads={heads} does not divide")
@@ -187,17 +202,28 @@ class Swin(Model):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Truncated normal of 0.02 for weights and bias tables, 0 for biases, 1 and 0 for norms."""
-        for module in self.modules():
+        """Truncated normal of 0.02 for weights and bias tables, 0 for biases, 1 and 0 for norms.
+
+        Mimetic: Xavier's values for all but the head, since 0.02 is made for wide models; and as in trained ones windows begin by
+        looking close by, every other head one slot back, the rest one ahead.
+        """
+        mimetic = self.options["first_values"] == "mimetic"
+        for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                if mimetic and name != "head":
+                    nn.init.xavier_uniform_(module.weight)
+                else:
+                    nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.LayerNorm):
                 nn.init.ones_(module.weight)
                 nn.init.zeros_(module.bias)
             elif isinstance(module, WindowAttention):
-                nn.init.trunc_normal_(module.bias_table, std=0.02)
+                if mimetic:
+                    look_to_neighbours(module)
+                else:
+                    nn.init.trunc_normal_(module.bias_table, std=0.02)
 
     def forward(self, frames: Tensor) -> dict[str, Tensor]:
         """frames (B,T,C,H,W) 0..255 -> "tokens" (B,N,D) of the last stage; "embedding" (B,D), their mean; "logits" (B,K)."""

@@ -30,7 +30,7 @@ _VIT = {"width": 96, "depth": 4, "heads": 4, "patch": 8}
 LADDER: dict[str, dict[str, Any]] = {
     "single_frame": {"width": 16, "stages": 4},
     "late_fusion_pool_resnet18": {"width": 16},
-    "late_fusion_fc_resnet18": {"width": 16},
+    "late_fusion_fc_resnet18": {"width": 16, "stages": 3},  # four leave a small picture one place
     "early_fusion_resnet18": {"width": 16},
     "slow_fusion_resnet18": {"width": 16},
     "c3d": {"channels": 16, "hidden": 128},
@@ -42,10 +42,11 @@ LADDER: dict[str, dict[str, Any]] = {
     "timesformer_base": {**_VIT, "first_values": "mimetic"},
     "vivit_base": _VIT,
     "mvitv2_small": {"width": 24, "heads": 1, "blocks": [1, 2, 2], "kv_stride": 4},
-    "swin_tiny": {"width": 24, "heads": 2, "blocks": [2, 2, 2], "window": [4, 4, 4]},
+    "swin_tiny": {"width": 24, "heads": 2, "blocks": [2, 2, 2], "window": [4, 4, 4], "first_values": "mimetic"},
     "vjepa2_large": {**_VIT, "pooler_depth": 1, "first_values": "mimetic"},
     "videomae_tiny": {**_VIT, "positions": "3d", "first_values": "mimetic"},
 }
+OUTSIDE = r"(?![^\[{]*[\]}])"  # of a [list] or a {mapping}
 # Settings that the command decides by other means.
 DECIDED = {"out": "--out", "objective": "tubelet pretrain", "init": "--init", "model.name": "--models",
            "model.options": "--models NAME:option=value", "optim.epochs": "--clips or --minutes",
@@ -67,7 +68,7 @@ def rungs(chosen: str = "", inits: Sequence[str] = ()) -> list[Rung]:
     Each is `[NAME=]VARIANT[:option=value]...`. inits: "NAME=FOLDER", the pretrained model that a rung starts from, which
     decides its variant and options. Raises ConfigError and CheckpointError.
     """
-    found = [_rung(word.strip()) for word in re.split(r",(?![^\[]*\])", chosen or ",".join(LADDER))]  # no comma of a [list]
+    found = [_rung(word.strip()) for word in re.split("," + OUTSIDE, chosen or ",".join(LADDER))]
     names = [rung.name for rung in found]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
@@ -83,7 +84,7 @@ def rungs(chosen: str = "", inits: Sequence[str] = ()) -> list[Rung]:
 
 
 def _rung(word: str) -> Rung:
-    first, *options = word.split(":")
+    first, *options = re.split(":" + OUTSIDE, word)
     name, equals, variant = first.partition("=")
     variant = find.choose(variant if equals else name, models.variants(), "model")
     if not re.fullmatch(r"\w[\w.+-]*", name):
@@ -93,7 +94,13 @@ def _rung(word: str) -> Rung:
         key, equals, value = option.partition("=")
         if not equals:
             raise ConfigError(f"--models has {word!r}: after a colon option=value was expected, got {option!r}")
-        sizes[find.choose(key, models.options_of(variant), f"option of {variant}")] = yaml.safe_load(value)
+        key = find.choose(key, models.options_of(variant), f"option of {variant}")
+        try:
+            sizes[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(
+                f"--models has {option!r}, whose value is no YAML: write [1, 2] or {{width: 16}} whole"
+            ) from error
     return Rung(name, ModelConfig(variant, sizes))
 
 
@@ -125,10 +132,10 @@ def ladder(
             data=DataConfig(train=tuple(data)),
             clip=clip,
             augment=AugmentConfig(flip=dataset.may_flip),
-            loader=LoaderConfig(batch_size=32, repeats=2),
+            loader=LoaderConfig(batch_size=32),  # different videos: Transformers learn less of each one twice
             model=rung.model,
             classify=ClassifyConfig(label_smoothing=0.1),
-            optim=OptimConfig(lr=2e-3, min_lr=1e-5, steps=1, warmup="10%", clip_gradient=1.0, betas=(0.9, 0.999),
+            optim=OptimConfig(lr=1e-3, min_lr=1e-5, steps=1, warmup="10%", clip_gradient=1.0, betas=(0.9, 0.999),
                               layer_decay=0.75 if rung.init else 1.0),
             run=RunConfig(validations=5),
         )  # fmt: skip
