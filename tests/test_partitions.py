@@ -259,6 +259,23 @@ def test_ray_that_is_missing_is_said(folders, data, tmp_path, capsys, monkeypatc
     assert capsys.readouterr().err == "error: --engine ray needs Ray: pip install 'tubelet[ray]'\n"
 
 
+def test_names_that_are_not_utf8_are_rows_with_escaped_ids(folders, data, tmp_path, capsys):
+    (tmp_path / "videos").mkdir()
+    for name, content in ((b"good\xff.mp4", (data / "00.mp4").read_bytes()), (b"broken\xfe.mp4", b"not a video")):
+        (tmp_path / "videos" / os.fsdecode(name)).write_bytes(content)
+    (tmp_path / "single").mkdir()
+    (tmp_path / "videos" / os.fsdecode(b"good\xff.mp4")).rename(tmp_path / "single" / os.fsdecode(b"\xff.mp4"))
+    place = [str(tmp_path / name) for name in ("videos", "single")]
+    for what in ("embed", "predict"):
+        out = tmp_path / what / os.fsdecode(b"out\xff")
+        assert main([what, str(folders / "taught"), *place, *EMBED, str(out), "--engine", "local"]) == 0
+        out = out.rename(tmp_path / what / "plain")  # pyarrow opens no such path
+        done, lost = (pq.read_table(out / kind).to_pylist() for kind in ("results", "errors"))
+        assert [row["id"] for row in done] == ["single/\\udcff.mp4"] and done[0]["path"].endswith("single/\\udcff.mp4")
+        assert [row["id"] for row in lost] == ["videos/broken\\udcfe.mp4"] and "not a readable video file" in lost[0]["reason"]
+        assert "out\\udcff: 1 of 1 partitions" in capsys.readouterr().out
+
+
 def test_predictions_are_those_of_single_files(folders, data, tmp_path, capsys):
     from tubelet.weights.load import load_model
 

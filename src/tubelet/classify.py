@@ -28,7 +28,7 @@ from torch import Tensor
 
 from tubelet import datasets, find
 from tubelet.datasets._files import natural
-from tubelet.errors import CheckpointError, ConfigError, DataError
+from tubelet.errors import CheckpointError, ConfigError, DataError, utf8
 from tubelet.evaluate import linear_probe
 from tubelet.evaluate.knn import knn
 from tubelet.features import Stored
@@ -330,8 +330,7 @@ def save(head: Head, folder: str | Path) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         save_file({name: tensor.contiguous() for name, tensor in head.tensors.items()}, draft / "head.safetensors")
-        text = json.dumps(config, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace")
-        (draft / "config.json").write_bytes(text)
+        (draft / "config.json").write_bytes(utf8(json.dumps(config, indent=2, ensure_ascii=False)).encode())
         os.chmod(draft, 0o755)  # mkdtemp makes it private
         if folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))

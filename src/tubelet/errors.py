@@ -3,10 +3,18 @@
 The command line prints any of these as one line and exits with code 2; anything else is our own bug and keeps its traceback.
 """
 
+from typing import Any
+
 
 def printable(text: str) -> str:
     """The text on one line, with what a terminal would obey or cannot show (names of hostile files) as Python writes it."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def utf8(value: Any) -> Any:
+    """The value; a text with what UTF-8 cannot hold as Python (and JSON) writes it: bytes of file names that are not UTF-8
+    travel as halves of surrogate pairs, and files and tables take none. So the id `a\\xff.mp4` is written `a\\udcff.mp4`."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 class TubeletError(Exception):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tubelet import storage
 from tubelet.ahead import AHEAD_BYTES, cores
-from tubelet.errors import CheckpointError, ConfigError, DataError, VideoError
+from tubelet.errors import CheckpointError, ConfigError, DataError, VideoError, utf8
 from tubelet.evaluate.multiview import View, videos, views
 from tubelet.models._model import Model
 from tubelet.records import Clip, Example
@@ -414,8 +414,3 @@ def _partitions(folder: Path) -> int | None:
         return -(-int(manifest["videos"]) // int(manifest["partition_size"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def utf8(value: Any) -> Any:
-    """A text without halves of surrogate pairs, which stand for bytes of file names that are not UTF-8."""
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

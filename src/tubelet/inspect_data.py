@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tubelet import datasets
+from tubelet.datasets import shards
 from tubelet.datasets.split import equal_files
 from tubelet.errors import ConfigError, DataError, VideoError, printable
 from tubelet.records import ClipSpec, Dataset, Example
@@ -136,6 +137,10 @@ def inspect(
     examples = data.examples
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         probed = dict(pool.map(lambda path: _probe(path, decode_all), sorted({example.path for example in examples})))
+    for path in shards.altered(path for path, info in probed.items() if isinstance(info, str)):
+        probed[path] = (
+            f"{probed[path]}; its bytes are not those that were packed: copy the shard again, or repeat `tubelet prepare --pack`"
+        )
     infos: dict[str, VideoInfo] = {path: info for path, info in probed.items() if not isinstance(info, str)}
     readable = [example for example in examples if example.path in infos]
     unreadable = [(example.id, str(probed[example.path])) for example in examples if example.path not in infos]

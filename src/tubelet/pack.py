@@ -25,7 +25,7 @@ from tqdm import tqdm
 from tubelet import datasets, storage
 from tubelet.datasets import shards
 from tubelet.datasets._prepared import write_text
-from tubelet.errors import ConfigError, DataError
+from tubelet.errors import ConfigError, DataError, utf8
 from tubelet.prepare import hold
 from tubelet.records import Dataset, Example
 
@@ -132,9 +132,14 @@ def _videos(dataset: Dataset) -> tuple[list[_Video], list[tuple[str, str]]]:
     videos, left_out = [], []
     for number, (path, examples) in enumerate(of_file.items()):
         try:
-            videos.append(_Video(f"{number:08d}", path, storage.stat(path)[0], tuple(examples)))
+            size = storage.stat(path)[0]
         except OSError as error:
             left_out.append((path, (error.strerror or str(error)).lower()))
+            continue
+        if storage.is_plain(path) and not os.path.isfile(path):  # opening a pipe would wait for ever
+            left_out.append((path, "is a pipe, a device or a folder, not a video file"))
+        else:
+            videos.append(_Video(f"{number:08d}", path, size, tuple(examples)))
     return videos, left_out
 
 
@@ -153,21 +158,13 @@ def _plan(videos: Sequence[_Video], shard_bytes: int) -> list[list[_Video]]:
 
 def _begin(folder: Path, job: Mapping[str, Any]) -> None:
     """Write what is packed here, or make sure that an earlier run packed the same."""
-    path = folder / shards.JOB
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if folder.is_dir() and any(name != ".lock" for name in os.listdir(folder)):
-            raise DataError(
-                f"{folder} holds something that `tubelet prepare --pack` did not write: choose a new folder"
-            ) from None
-        before = None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}): choose a new folder") from error
+    before = shards.job(folder)
     if before is None:
+        if folder.is_dir() and any(name != ".lock" for name in os.listdir(folder)):
+            raise DataError(f"{folder} holds something that `tubelet prepare --pack` did not write: choose a new folder")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(job, indent=2) + "\n")
+            write_text(folder / shards.JOB, json.dumps(job, indent=2) + "\n")
         except OSError as error:
             raise DataError(f"{folder} cannot be written ({error.strerror or error}): choose another folder") from error
         return
@@ -239,7 +236,7 @@ def _add(tar: tarfile.TarFile, video: _Video) -> None:
                 raise DataError(f"{video.path} became shorter while it was packed: repeat the command") from error
             raise
     first, *more = (
-        {key: value for key in ("id", *shards.KNOWN) if (value := getattr(example, key)) is not None}
+        {key: utf8(value) for key in ("id", *shards.KNOWN) if (value := getattr(example, key)) is not None}
         for example in video.examples
     )
     facts = {**first, "checksum": counted.digest.hexdigest(), **({"more": more} if more else {})}
@@ -303,7 +300,7 @@ def _write_index(folder: Path, dataset: Dataset, plan: list[list[_Video]], writt
                 "size": member.size,
                 "checksum": member.checksum,
             }
-            rows.append({"id": example.id, **where, **{key: getattr(example, key) for key in shards.KNOWN}})
+            rows.append({"id": utf8(example.id), **where, **{key: utf8(getattr(example, key)) for key in shards.KNOWN}})
     numbers = {"offset": pa.int64(), "size": pa.int64(), "start_seconds": pa.float64(), "end_seconds": pa.float64()}
     about = {"classes": dataset.classes, "may_flip": dataset.may_flip, "sampling": dataset.sampling}
     schema = pa.schema(
@@ -311,8 +308,9 @@ def _write_index(folder: Path, dataset: Dataset, plan: list[list[_Video]], writt
     )
     draft = folder / f".{shards.INDEX}.tmp"
     try:
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), draft)
-        with open(draft, "rb+") as file:
+        with open(draft, "wb") as file:
+            pq.write_table(pa.Table.from_pylist(rows, schema=schema), file)
+            file.flush()
             os.fsync(file.fileno())
         os.replace(draft, folder / shards.INDEX)
     finally:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tubelet.errors import CheckpointError, ConfigError, DataError, MissingExtraError
+from tubelet.errors import CheckpointError, ConfigError, DataError, MissingExtraError, utf8
 from tubelet.models._model import Model
 from tubelet.records import Example
 
@@ -63,10 +63,13 @@ class Plan:
         import pyarrow.parquet as pq
 
         done = sorted(set(range(self.partitions)) - set(self.todo()))
-        rows, missing = (
-            sum(pq.read_metadata(self.file(kind, number)).num_rows for number in done) for kind in ("results", "errors")
-        )
-        return {"partitions": self.partitions, "finished": len(done), "rows": rows, "missing": missing}
+
+        def rows(kind: str, number: int) -> int:
+            with open(self.file(kind, number), "rb") as file:
+                return int(pq.read_metadata(file).num_rows)
+
+        found, missing = (sum(rows(kind, number) for number in done) for kind in ("results", "errors"))
+        return {"partitions": self.partitions, "finished": len(done), "rows": found, "missing": missing}
 
 
 def begin(folder: str | Path, examples: Sequence[Example], asked: Mapping[str, Any], size: int) -> Plan:
@@ -142,8 +145,8 @@ def make(plan: Plan, number: int, model: Model, answer: Answer) -> str:
     reasons: dict[str, str] = {}
     rows = answer(model, examples, on_missing=reasons.__setitem__)
     lost = [example for example in examples if example.id in reasons]
-    columns = [[getattr(one, name) for one in lost] for name in ("id", "path")] + [[reasons[one.id] for one in lost]]
-    errors = pa.table(columns, schema=pa.schema([(name, pa.string()) for name in ("id", "path", "reason")]))
+    broken = [{"id": utf8(one.id), "path": utf8(one.path), "reason": utf8(reasons[one.id])} for one in lost]
+    errors = pa.Table.from_pylist(broken, schema=pa.schema([(name, pa.string()) for name in ("id", "path", "reason")]))
     try:
         _write(errors, plan.file("errors", number))
         _write(rows, plan.file("results", number))
@@ -152,8 +155,8 @@ def make(plan: Plan, number: int, model: Model, answer: Answer) -> str:
             f"cannot write {plan.folder}: {error}; make room and repeat the command: finished partitions are not done again"
         ) from error
     speed = len(examples) / (time.perf_counter() - started)
-    broken = f", {len(lost)} of them cannot be read" if lost else ""
-    return f"partition {number + 1} of {plan.partitions}: {len(examples)} videos{broken}, {speed:.1f} a second"
+    but = f", {len(lost)} of them cannot be read" if lost else ""
+    return f"partition {number + 1} of {plan.partitions}: {len(examples)} videos{but}, {speed:.1f} a second"
 
 
 def _write(rows: "pa.Table", path: Path) -> None:

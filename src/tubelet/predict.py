@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tubelet.errors import CheckpointError, ConfigError
+from tubelet.errors import CheckpointError, ConfigError, utf8
 from tubelet.evaluate.multiview import crops_of, videos, views
 from tubelet.features import fingerprint
 from tubelet.models._model import Model
@@ -116,7 +116,7 @@ def predict_table(
         chances = _most_probable(model, video.probabilities, top, video.example.path)
         names, values = zip(*chances, strict=True)
         times = float(video.seconds.min()), float(video.seconds.max())
-        rows.append((video.example.id, video.example.path, *times, names, values))
+        rows.append((utf8(video.example.id), utf8(video.example.path), *times, names, values))
     about = {"model": model.name, "fingerprint": fingerprint(model), "clip": json.dumps(model.spec.to_dict())}
     columns = [
         ("id", pa.string()),

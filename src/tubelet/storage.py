@@ -28,6 +28,12 @@ def part_of(tar: str, name: str, offset: int, size: int) -> str:
     return f"{tar}::{name}@{offset}+{size}"
 
 
+def tar_of(path: str) -> str | None:
+    """The tar that the path is a part of."""
+    part = _PART.fullmatch(path)
+    return part["tar"] if part is not None else None
+
+
 def is_remote(path: str | os.PathLike[str]) -> bool:
     return _ADDRESS.match(os.fspath(path)) is not None
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tubelet.errors import CheckpointError, ConfigError
+from tubelet.errors import CheckpointError, ConfigError, utf8
 from tubelet.evaluate.grounding import Detection
 from tubelet.find import choose
 from tubelet.ground import suppress
@@ -180,7 +180,7 @@ def write(seen: Timeline, path: str | Path, threshold: float = 0.5) -> Path:
         content = picture(seen, suffix[1:])
     else:
         text = {".csv": to_csv, ".json": lambda one: to_json(one, threshold), ".srt": to_srt, ".vtt": to_vtt}[suffix](seen)
-        content = text.encode("utf-8", "backslashreplace")
+        content = utf8(text).encode()
     waiting = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

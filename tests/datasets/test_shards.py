@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -218,6 +219,65 @@ def test_what_does_not_fit_is_refused(motion_folder, tmp_path, capsys):
         pass
     with pytest.raises(DataError, match="holds no video: wanted members"):
         datasets.read(tmp_path / "empty.tar")
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "", "[" * 100_000, b"\xff"])
+def test_a_damaged_job_is_one_line(content, motion_folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    pack(motion_folder / "unlabelled", out)
+    (out / shards.INDEX).unlink()
+    (out / shards.JOB).write_bytes(content if isinstance(content, bytes) else content.encode())
+    for command in (["inspect", str(out)], ["prepare", str(motion_folder / "unlabelled"), str(out), "--pack"]):
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {out / shards.JOB} is damaged (") and error.count("\n") == 1
+        assert f"remove {out}, and repeat `tubelet prepare --pack`" in error
+
+
+def test_names_that_are_not_utf8_are_packed_under_escaped_ids(motion_folder, tmp_path, capsys):
+    videos, out = tmp_path / "videos", tmp_path / os.fsdecode(b"out\xff")
+    videos.mkdir()
+    content = {
+        os.fsdecode(b"%d\xff.mp4" % n): path.read_bytes() for n, path in enumerate(sorted(motion_folder.rglob("*.mp4"))[:3])
+    }
+    for name, data in content.items():
+        (videos / name).write_bytes(data)
+    os.mkfifo(videos / "pipe.mp4")  # opening it would wait for ever
+    (videos / os.fsdecode(b"gone\xff.mp4")).symlink_to("nowhere.mp4")
+    for _ in range(2):  # the second finds all of it done
+        assert main(["prepare", str(videos), str(out), "--pack"]) == 2
+        said = capsys.readouterr()
+        assert "pipe.mp4: is a pipe" in said.err and "gone\\udcff.mp4: no such file" in said.err
+        assert "3 videos (3 examples" in said.out
+    assert ", 0 of them new" in said.out
+    indexed = datasets.read(out)
+    assert [example.id for example in indexed.examples] == ["0\\udcff.mp4", "1\\udcff.mp4", "2\\udcff.mp4"]
+    for example, data in zip(indexed.examples, content.values(), strict=True):
+        with storage.open_bytes(example.path) as file:
+            assert file.read() == data
+    (out / shards.INDEX).unlink()
+    (out / shards.JOB).unlink()
+    assert datasets.read(out).examples == indexed.examples  # the tar alone names them the same
+
+
+def test_a_video_whose_bytes_have_changed_since_is_said_to_have(motion_folder, tmp_path):
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    shutil.copytree(motion_folder / "unlabelled", videos)
+    (videos / "broken.mp4").write_text("not a video, but packed like this")
+    pack(videos, out)
+    example = datasets.read(out).examples[0]
+    assert example.id == "00000.mp4"
+    place = re.fullmatch(r"(?P<tar>.*)::.*@(?P<offset>\d+)[+](?P<size>\d+)", example.path)
+    tar, offset, size = Path(place["tar"]), int(place["offset"]), int(place["size"])
+    data = bytearray(tar.read_bytes())
+    data[offset : offset + size] = bytes(255 - byte for byte in data[offset : offset + size])
+    tar.write_bytes(data)
+    reasons = dict(inspect(out, SPEC).unreadable)
+    assert list(reasons) == ["00000.mp4", "broken.mp4"]
+    assert "its bytes are not those that were packed: copy the shard again, or repeat" in reasons["00000.mp4"]
+    assert "packed" not in reasons["broken.mp4"]
+    assert pack(videos, out).new == 1  # which mends it
+    assert list(dict(inspect(out, SPEC).unreadable)) == ["broken.mp4"]
 
 
 def test_a_broken_video_in_a_tar_is_named_like_any_other(motion_folder, tmp_path):

@@ -19,7 +19,8 @@ import torch
 
 from tubelet import datasets, models
 from tubelet.datasets._files import is_video
-from tubelet.errors import DataError, VideoError
+from tubelet.datasets.split import content_hash
+from tubelet.errors import DataError, VideoError, utf8
 from tubelet.prepare import prepare
 from tubelet.records import ClipSpec
 from tubelet.video.decode import VideoInfo, probe
@@ -97,6 +98,41 @@ def check(corpus: Corpus, tmp_path: Path, count: int, seed: int) -> None:
     print(Counter(kinds.values()).most_common(), reasons.most_common(), sep="\n")
 
 
+def check_engine_and_pack(corpus: Corpus, tmp_path: Path, count: int, seed: int) -> None:
+    """The ways of very many videos: partitions, which name what cannot be read in a table, and tars, which take it as it is."""
+    folder = tmp_path / "videos"
+    kinds = {utf8(path.relative_to(folder).as_posix()): kind for path, kind in corpus(folder, count, seed).items()}
+    paths = {utf8(path.relative_to(folder).as_posix()): str(path) for path in folder.iterdir()}
+    harmless = {id for id, kind in kinds.items() if kind in HARMLESS}
+    patience = 280 + 2 * count
+
+    torch.manual_seed(0)
+    model = save(models.build("videomae_tiny", SPEC, ("a", "b"), **SIZES), tmp_path / "model")
+    many = ("--engine", "local", "--clips", "1", "--partition-size", "64", "--json")
+    for what in ("embed", "predict"):
+        done = tubelet(what, model, folder, *many, "--out", tmp_path / what, seconds=patience)
+        assert done.returncode == 0, done.stderr
+        rows, lost = (pq.read_table(tmp_path / what / kind).to_pylist() for kind in ("results", "errors"))
+        assert sorted(row["id"] for row in rows + lost) == sorted(kinds)
+        assert harmless <= {row["id"] for row in rows} and all(row["reason"] and "\n" not in row["reason"] for row in lost)
+        print(f"{len(kinds)} files: {what} --engine local answered {len(rows)} and named {len(lost)}")
+
+    done = tubelet("prepare", folder, tmp_path / "packed", "--pack", "--shard-megabytes", "1", "--json", seconds=patience)
+    assert done.returncode == 2, done.stderr
+    (packed,) = json.loads(done.stdout)
+    left_out = {utf8(os.path.relpath(one["path"], folder)) for one in packed["left_out"]}
+    assert left_out == {id for id, kind in kinds.items() if kind in ("a link to nothing", "a pipe")}
+    examples = datasets.read(tmp_path / "packed").examples
+    assert {example.id for example in examples} == kinds.keys() - left_out and packed["examples"] == len(examples)
+    assert all(content_hash(example.path) == content_hash(paths[example.id]) for example in examples)
+    done = tubelet("inspect", tmp_path / "packed", "--json", seconds=patience)
+    found = json.loads(done.stdout)
+    unreadable = dict(found["unreadable"])
+    assert found["examples"] == len(examples) and not harmless & unreadable.keys() and all(unreadable.values())
+    assert not [reason for reason in unreadable.values() if "not those that were packed" in reason]
+    print(f"packed {len(examples)}, left out {len(left_out)}; inspect of the shards named {len(unreadable)}")
+
+
 @pytest.mark.timeout(900)
 def test_hostile_files_are_answered_or_named(corpus: Corpus, tmp_path: Path) -> None:
     check(corpus, tmp_path, 60, seed=1)
@@ -106,6 +142,17 @@ def test_hostile_files_are_answered_or_named(corpus: Corpus, tmp_path: Path) -> 
 @pytest.mark.timeout(3600)
 def test_a_thousand_hostile_files(corpus: Corpus, tmp_path: Path) -> None:
     check(corpus, tmp_path, 1000, seed=2)
+
+
+@pytest.mark.timeout(900)
+def test_hostile_files_in_partitions_and_shards(corpus: Corpus, tmp_path: Path) -> None:
+    check_engine_and_pack(corpus, tmp_path, 10, seed=3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_thousand_hostile_files_in_partitions_and_shards(corpus: Corpus, tmp_path: Path) -> None:
+    check_engine_and_pack(corpus, tmp_path, 1000, seed=2)
 
 
 def test_names_that_are_not_utf8_are_prepared_trained_on_and_reported(motion_folder: Path, tmp_path: Path) -> None:

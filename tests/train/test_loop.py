@@ -158,6 +158,15 @@ def test_what_is_only_watched_changes_no_bit(finetune_config: Make, changes: dic
     assert same(plain, weights(train(finetune_config("changed", model__options__drop_path=0.3, **changes))))
 
 
+def test_recomputing_in_bf16_changes_no_bit(pretrain_config: Make) -> None:
+    """Its attention has a backward pass of our own (see `_transformer.py`)."""
+    settings = {"run__precision": "bf16", "model__options__drop_path": 0.3}
+    plain = train(pretrain_config("plain", **settings))
+    again = train(pretrain_config("again", **settings, run__recompute=True))
+    assert [entry["loss"] for entry in log(plain)] == [entry["loss"] for entry in log(again)]
+    assert same(weights(plain), weights(again))
+
+
 def test_accumulated_small_batches_equal_the_big_batch(pretrain_config: Make) -> None:
     """One step; Adam's first moment in the checkpoint is then a tenth of the gradient itself."""
     big = train(pretrain_config("big", loader__batch_size=8, optim__steps=1))

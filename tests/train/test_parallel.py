@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tubelet import share
+from tubelet.cli import main
 from tubelet.recipes import fine_tuning, pretraining
 from tubelet.train.config import TrainConfig
 from tubelet.train.loop import train
@@ -52,6 +53,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "no_decoder": {"loader.batch_size": 5, "model.name": "video_text_tiny", "objective": "contrastive"},
 }  # fmt: skip
 RUNS["random"]["model.options"] = {**SMALL["model.options"], "drop_path": 0.3, "dropout": 0.3}
+RUNS["bf16"] = {**RUNS["masked"], "run.precision": "bf16", "run.recompute": True}
 for kind in ("combined", "no_text", "no_decoder"):
     RUNS[kind]["model.options"] = {"video_options": SMALL["model.options"], "text": {"width": 16, "depth": 1, "heads": 2}}
 
@@ -116,7 +118,7 @@ def log(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
-def assert_close(run: Path, reference: Path) -> None:
+def assert_close(run: Path, reference: Path, close: float = CLOSE) -> None:
     """The same weights, moments and moving average, and the same log, but for rounding."""
     ours, theirs = final_state(run), final_state(reference)
     assert ours.keys() == theirs.keys()
@@ -124,7 +126,7 @@ def assert_close(run: Path, reference: Path) -> None:
         for state in (ours, theirs):  # its gradient is rounding alone, which Adam enlarges
             state[name].chunk(3)[1].zero_()
     off = {name: float((ours[name].double() - theirs[name].double()).abs().max()) for name in ours}
-    assert {name: value for name, value in off.items() if not value <= CLOSE} == {}
+    assert {name: value for name, value in off.items() if not value <= close} == {}
     kept = (
         "step",
         "epoch",
@@ -147,7 +149,7 @@ def assert_close(run: Path, reference: Path) -> None:
         assert {name for name in kept if name in entry} == {name for name in kept if name in other}
         for name in kept:
             if name in entry:
-                assert entry[name] == pytest.approx(other[name], rel=CLOSE, abs=CLOSE), (name, entry["step"])
+                assert entry[name] == pytest.approx(other[name], rel=close, abs=close), (name, entry["step"])
 
 
 @pytest.fixture(scope="module")
@@ -183,9 +185,39 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
-@pytest.mark.parametrize("kind", RUNS)
+@pytest.mark.parametrize("kind", [kind for kind in RUNS if kind != "bf16"])
 def test_two_processes_end_where_one_does(finished: Callable[[str], Path], kind: str, way: str) -> None:
     assert_close(finished(f"{kind}-{way}"), finished(f"{kind}-alone"))
+
+
+def test_two_processes_in_bf16_end_near_where_one_does(finished: Callable[[str], Path]) -> None:
+    """Near only: each process rounds the gradient of its own clips to 8 bits before they are averaged, where one process rounds
+    that of all. Adam then moves a weight whose gradient is next to nothing by a whole step the other way. So all weights together
+    are compared, by how far they went: 2 % of it off when this was written, 7 % in float32."""
+    alone, ddp, fsdp = (finished(f"bf16-{how}") for how in ("alone", "ddp", "fsdp"))
+    assert_close(fsdp, ddp)  # which round the same
+
+    def weights(run: Path, checkpoint: int) -> Tensor:
+        state = load_file(sorted((run / "checkpoints").iterdir())[checkpoint])
+        return torch.cat([state[name].double().flatten() for name in sorted(state) if name.startswith("model.")])
+
+    moved = (weights(alone, -1) - weights(alone, 0)).norm()
+    assert (weights(ddp, -1) - weights(alone, -1)).norm() < 0.05 * moved
+    assert (weights(finished("masked-alone"), -1) - weights(alone, -1)).norm() > 0.05 * moved, "it was not bf16"
+    for entry, other in zip(log(ddp), log(alone), strict=True):
+        assert entry["loss"] == pytest.approx(other["loss"], rel=1e-3), entry["step"]  # bf16 holds 2 to 3 digits
+
+
+@pytest.mark.slow  # compiling takes most of it
+def test_two_processes_compiled_end_where_one_does_that_is_not(data: Path, tmp_path: Path) -> None:
+    steps = {"optim.steps": 4, "run.checkpoint_every": 2}
+    alone = run_here(configuration("masked", data, tmp_path / "alone", **steps))
+    ways = {way: {"run.parallel": way, "run.compile": True, **steps} for way in ("ddp", "fsdp")}
+    runs = [{"config": configuration("masked", data, tmp_path / way, **settings)} for way, settings in ways.items()]
+    done = launch(tmp_path / "jobs", runs)
+    assert done.returncode == 0, done.stderr
+    for way in ways:
+        assert_close(tmp_path / way, alone, 1e-4)
 
 
 @pytest.mark.parametrize("way", ["ddp_then_fsdp", "alone_then_fsdp", "fsdp_then_alone"])
@@ -221,7 +253,13 @@ def test_a_mistake_that_all_processes_meet_is_said_once(data: Path, tmp_path: Pa
     done = subprocess.run([sys.executable, "-m", "tubelet", "launch", "--processes", "2", "--", *words], capture_output=True,
                           text=True, check=False, env=ENVIRONMENT, timeout=PATIENCE)  # fmt: skip
     assert done.returncode == 2 and done.stdout == "", done
-    assert done.stderr.count("error: optim.warmup is 'nonsense'") == 1 and "Traceback" not in done.stderr, done.stderr
+    lines = done.stderr.splitlines()  # nothing of torchrun's own
+    assert len(lines) == 1 and lines[0].startswith("error: optim.warmup is 'nonsense'"), done.stderr
+
+
+def test_a_command_that_is_not_there_starts_no_process(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["launch", "--processes", "2", "--", "pretain", "DIR"]) == 2
+    assert capsys.readouterr().err.startswith("error: unknown command 'pretain': did you mean 'pretrain'? (known: ")
 
 
 def command(data: Path, out: Path, *more: str) -> list[str]:
@@ -287,6 +325,7 @@ def test_a_killed_process_and_a_signal_cost_nothing_but_time(data: Path, tmp_pat
         assert process.returncode == 0, text
         if text.count("continuing") > 1:
             break
+    assert "failed (exitcode: -9) local_rank: 1" in text, text  # torchrun's: whom a signal killed could not say it
     assert text.count("continuing") == 2, text  # after the signal, and after the kill
     assert out == f"{run}\n"
     assert_close(run, reference)

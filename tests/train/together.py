@@ -23,10 +23,14 @@ def carry_out(run: dict[str, Any]) -> None:
         if run["fail"] == parallel.rank() and step == 2:
             raise DataError("this happened on one process only")
 
-    try:
-        train(TrainConfig.from_yaml(run["config"]), on_step)
-    except KeyboardInterrupt:
-        parallel.wait()
+    config = TrainConfig.from_yaml(run["config"])
+    with warnings.catch_warnings():
+        if config.run.compile:
+            warnings.simplefilter("ignore")  # torch's compiler warns about parts of its own
+        try:
+            train(config, on_step)
+        except KeyboardInterrupt:
+            parallel.wait()
 
 
 if __name__ == "__main__":

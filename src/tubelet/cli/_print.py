@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tubelet.errors import printable
+from tubelet.errors import printable, utf8
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | Sequence[str] | None = None) -> None:
@@ -35,10 +35,7 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | Sequen
 
 def emit_json(value: Any) -> None:
     """Print one JSON document on stdout, and nothing else may be printed there."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    print(
-        text.encode("utf-8", "backslashreplace").decode()
-    )  # half a surrogate pair (a name that is not UTF-8) as JSON escapes it
+    print(utf8(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)))
 
 
 def note(message: str) -> None:

@@ -44,7 +44,7 @@ def command(
     json
         Print a JSON list with one object per DIR instead.
     """
-    from tubelet.errors import ConfigError, DataError
+    from tubelet.errors import ConfigError, DataError, printable
     from tubelet.pack import pack_many
     from tubelet.prepare import PrepareConfig, prepare_many
 
@@ -63,7 +63,7 @@ def command(
         if json:
             emit_json([one.to_json() for one in packed])
         else:
-            print("\n".join(one.to_text() for one in packed))
+            print("\n".join(printable(one.to_text()) for one in packed))
         return 2 if any(one.left_out for one in packed) else 0
     done = prepare_many(paths, out, config, workers)
     for prepared in done:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tubelet.errors import DataError
+from tubelet.errors import DataError, utf8
 
 NAME = "prepared.jsonl"
 
@@ -79,8 +79,7 @@ def write(folder: Path, job: Job, made: Iterable[Made]) -> None:
 
 def line(entry: Job | Made) -> str:
     """One line of the record."""
-    text = json.dumps(asdict(entry), ensure_ascii=False)
-    return text.encode("utf-8", "backslashreplace").decode() + "\n"  # a name that is not UTF-8, as JSON escapes it
+    return utf8(json.dumps(asdict(entry), ensure_ascii=False)) + "\n"
 
 
 def write_text(path: Path, text: str) -> None:

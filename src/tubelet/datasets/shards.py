@@ -13,13 +13,15 @@ may be flipped unless a class name may stand for a direction, and sampling is Vi
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from tubelet import storage
 from tubelet.datasets._files import is_video, may_flip, natural
+from tubelet.datasets.split import content_hash
 from tubelet.errors import DataError
 from tubelet.records import Dataset, Example
 
@@ -47,10 +49,44 @@ def read(path: str | Path) -> Dataset:
         return _scanned([path])
     if storage.is_remote(path) or os.path.isfile(os.path.join(path, INDEX)):
         return _indexed(path)
-    if os.path.isfile(os.path.join(path, JOB)):
-        command = json.loads(Path(path, JOB).read_text(encoding="utf-8")).get("command", "tubelet prepare --pack")
-        raise DataError(f"{path} is not finished: repeat `{command}`")
+    begun = job(Path(path))
+    if begun is not None:
+        raise DataError(f"{path} is not finished: repeat `{begun.get('command', 'tubelet prepare --pack')}`")
     return _scanned([str(tar) for tar in _tars(Path(path))])
+
+
+def job(folder: Path) -> dict[str, Any] | None:
+    """What is packed into a folder, and by which command; None where nothing is. DataError where that is damaged."""
+    path = folder / JOB
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds {type(found).__name__}, wanted an object")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged ({error}): remove {folder}, and repeat `tubelet prepare --pack`") from error
+    return found
+
+
+def altered(paths: Iterable[str]) -> set[str]:
+    """Those of the paths that are videos in shards with an index here, and have other bytes than were packed."""
+    wanted: dict[str, set[str]] = defaultdict(set)
+    for path in paths:
+        tar = storage.tar_of(path)
+        if tar is not None and not storage.is_remote(tar) and os.path.isfile(os.path.join(os.path.dirname(tar), INDEX)):
+            wanted[os.path.dirname(tar)].add(path)
+    found = set()
+    for folder, those in wanted.items():
+        import pyarrow.parquet as pq
+
+        with open(os.path.join(folder, INDEX), "rb") as file:
+            table = pq.read_table(file, columns=["shard", "member", "offset", "size", "checksum"])
+        for *place, checksum in zip(*table.to_pydict().values(), strict=True):
+            path = storage.part_of(os.path.join(folder, place[0]), *place[1:])
+            if path in those and content_hash(path) != checksum:
+                found.add(path)
+    return found
 
 
 def _tars(folder: Path) -> Iterator[Path]:

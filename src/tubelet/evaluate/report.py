@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tubelet.errors import CheckpointError
+from tubelet.errors import CheckpointError, utf8
 
 # Results are shown in this order of their `weights`; anything else (another model) comes between the two lines.
 FIRST = ("pretrained", "this model", "random initialisation")
@@ -57,9 +57,7 @@ def update(folder: str | Path, pictures: Mapping[str, bytes] | None = None, **se
     for name, content in (pictures or {}).items():
         write_atomically(folder / "pictures" / name, content)
     text = json.dumps(without_nan(whole), indent=1, ensure_ascii=False, allow_nan=False)
-    write_atomically(
-        folder / "report.json", text.encode("utf-8", "backslashreplace")
-    )  # a name that is not UTF-8, as JSON escapes it
+    write_atomically(folder / "report.json", utf8(text).encode())
     return render(folder)
 
 
@@ -99,7 +97,7 @@ def render(folder: str | Path) -> Path:
 
     folder = Path(folder)
     path = folder / "report.html"
-    write_atomically(path, page(folder, load(folder), read_log(folder)).encode("utf-8", "backslashreplace"))
+    write_atomically(path, utf8(page(folder, load(folder), read_log(folder))).encode())
     return path
 
 

@@ -49,8 +49,9 @@ class _AttentionInBF16(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
-        shape = [x.shape for x in ctx.saved_tensors]
-        q, k, v, out, gradient = (x.flatten(0, 1).contiguous() for x in (*ctx.saved_tensors, gradient))  # (B*A,N,d)
+        saved = ctx.saved_tensors  # once: of a block that is computed again (run.recompute) they are not there a second time
+        shape = [x.shape for x in saved]
+        q, k, v, out, gradient = (x.flatten(0, 1).contiguous() for x in (*saved, gradient))  # (B*A,N,d)
         q = q * q.shape[2] ** -0.5
         along = (gradient.float() * out).sum(dim=2, keepdim=True).to(q.dtype)  # what softmax takes from every gradient of a row
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)

@@ -14,8 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from tubelet import storage
-from tubelet.errors import CheckpointError, DataError, MissingExtraError
-from tubelet.features import utf8
+from tubelet.errors import CheckpointError, DataError, MissingExtraError, utf8
 from tubelet.records import ClipSpec
 from tubelet.video.guard import forking
 from tubelet.video.stream import Windows

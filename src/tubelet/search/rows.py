@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from tubelet import storage
-from tubelet.features import Embedded, pool, utf8
+from tubelet.errors import utf8
+from tubelet.features import Embedded, pool
 from tubelet.records import Example
 from tubelet.search import lance
 from tubelet.search.lance import About
