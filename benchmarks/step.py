@@ -72,7 +72,7 @@ def main() -> None:
     measure.write(options.json, ", ".join(options.steps), rows)
 
 
-def compare(case: Case, rounds: int, memory: dict[str, float], compiled: bool) -> list[measure.Row]:
+def compare(case: Case, rounds: int, memory: dict[str, float], compiled: bool = False) -> list[measure.Row]:
     """One row for each of the others. All steps start from the same weights, so the first outcome must be equal."""
     kind, size, spec, batch, device, precision = case
     what: measure.Row = {
