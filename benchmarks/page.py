@@ -46,12 +46,13 @@ SECTIONS = {
     ),
     "finetune": (
         "One step of fine-tuning",
-        "From uint8 clips to updated weights, beside transformers (sdpa, fused AdamW) on equal weights.",
+        "From uint8 clips to updated weights, beside transformers (sdpa, fused AdamW) on equal weights; where it is "
+        "compiled (torch.compile), ours is too.",
     ),
     "infer": (
         "Inference",
-        "From uint8 clips to logits, beside transformers (sdpa) on equal weights; and the graphs that `tubelet export` makes of "
-        "our model beside the model in PyTorch itself: above 1 the graph is faster.",
+        "From uint8 clips to logits, beside transformers (sdpa) on equal weights; where it is compiled, ours is too; "
+        "and the graphs that `tubelet export` makes of our model beside the model in PyTorch itself: above 1 the graph is faster.",
     ),
     "families": (
         "Every family",

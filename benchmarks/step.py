@@ -1,6 +1,6 @@
 """Our step against transformers': pretraining, fine-tuning and inference of VideoMAE, as ratios.
 
-    python benchmarks/step.py [--sizes small base] [--batch 1 2] [--precision fp32 bf16] [--json FILE]
+    python benchmarks/step.py [--sizes small base] [--batch 1 2] [--precision fp32 bf16] [--compile] [--json FILE]
 
 All run in this process on the same weights and the same clips, in turn, and the median of each round's ratio is given: a busy
 machine slows all alike. A step is everything from a batch of uint8 clips, as our loader delivers it, to updated weights. The
@@ -10,6 +10,9 @@ which is measured with loading):
 transformers  its model with attn_implementation="sdpa" and torch's fused AdamW
 recipe        a stand-in for original research code, which cannot be installed: transformers' model with "eager" attention
               and AdamW without fusing, one tensor after the other, always in float32
+
+With --compile the first two are there a second time, compiled by torch.compile: "transformers, compiled" stands beside our
+compiled step. Compiling takes minutes on a small machine and is not timed.
 
 `exported` is eager PyTorch beside the graphs that `tubelet export` makes of the same model (the first size, one clip at a time, in
 float32), with log-probabilities as their outcome; here "ours" is the graph.
@@ -63,13 +66,13 @@ def main() -> None:
     measure.missing(*PEER)  # imported first: it is no part of a step's memory
     # Before this process computes anything: a copy would use again what was freed, and seem to need less.
     memory = {case: peak_memory(case) for case in cases if options.memory and device.type == "cpu"}
-    rows = [row for case in cases for row in compare(case, options.rounds, memory.get(case, {}))]
+    rows = [row for case in cases for row in compare(case, options.rounds, memory.get(case, {}), options.compile)]
     if "exported" in options.steps:
         rows += exported(options.sizes[0], spec, options.rounds)
     measure.write(options.json, ", ".join(options.steps), rows)
 
 
-def compare(case: Case, rounds: int, memory: dict[str, float]) -> list[measure.Row]:
+def compare(case: Case, rounds: int, memory: dict[str, float], compiled: bool = False) -> list[measure.Row]:
     """One row for each of the others. All steps start from the same weights, so the first outcome must be equal."""
     kind, size, spec, batch, device, precision = case
     what: measure.Row = {
@@ -78,24 +81,25 @@ def compare(case: Case, rounds: int, memory: dict[str, float]) -> list[measure.R
         "clips": f"batch {batch}",
         "precision": precision,
     }
-    able, reason = ways(case)
+    able, reason = ways(case, compiled)
     steps = {name: way() for name, way in able.items()}
     first = {name: step() for name, step in steps.items()}
     seconds = measure.interleaved(steps, rounds, partial(clock, device))
     rows = [what | {"beside": "transformers", "note": reason}] if reason else []
-    for name in [name for name in steps if name != "ours"]:
-        faster = measure.ratios(seconds[name], seconds["ours"])
+    for name in [name for name in steps if not name.startswith("ours")]:
+        ours = "ours, compiled" if name.endswith("compiled") else "ours"
+        faster = measure.ratios(seconds[name], seconds[ours])
         row = what | {
             "beside": name,
-            "ours, ms": 1000 * statistics.median(seconds["ours"]),
+            "ours, ms": 1000 * statistics.median(seconds[ours]),
             "other, ms": 1000 * statistics.median(seconds[name]),
             "ratio": statistics.median(faster),
             "range": measure.spread(faster),
         }
-        if memory:
-            row |= {"ours, peak MB": memory["ours"], "other, peak MB": memory[name]}
+        if name in memory:
+            row |= {"ours, peak MB": memory[ours], "other, peak MB": memory[name]}
         if kind != "dual masking":
-            row["difference"] = f"{apart(first['ours'], first[name]):.0e}"
+            row["difference"] = f"{apart(first[ours], first[name]):.0e}"
         rows.append(row)
     return rows
 
@@ -153,11 +157,11 @@ def peak_memory(case: Case) -> dict[str, float]:
     return {name: measure.alone(partial(twice, way))[1] / 1e6 for name, way in ways(case)[0].items()}
 
 
-def ways(case: Case) -> tuple[dict[str, Way], str]:
+def ways(case: Case, compiled: bool = False) -> tuple[dict[str, Way], str]:
     """The ways that can be run here, and why the others cannot."""
-    every = KINDS[case[0]](*case[1:])
+    every = {name: way for name, way in KINDS[case[0]](*case[1:]).items() if compiled or not name.endswith("compiled")}
     reason = "" if "transformers" not in every else measure.missing(*PEER)
-    return ({"ours": every["ours"]} if reason else every), reason
+    return ({name: way for name, way in every.items() if name.startswith("ours")} if reason else every), reason
 
 
 def twice(way: Way) -> float:
@@ -169,20 +173,23 @@ def twice(way: Way) -> float:
 def pretraining(size: str, spec: ClipSpec, batch: int, device: torch.device, precision: str) -> dict[str, Way]:
     """Tube mask of 90 %, normalised pixel target, backward, AdamW."""
 
-    def theirs(attention: str, precision: str, fused: bool) -> Step:
+    def theirs(attention: str, precision: str, fused: bool, compiled: bool = False) -> Step:
         from transformers import VideoMAEForPreTraining
 
         model = pretrainer(size, spec, device)
         other = VideoMAEForPreTraining(their_config(model, attention, norm_pix_loss=True)).to(device)
         give_weights(model, other)
         frames, mask = clips(spec, batch, device), tube(model, batch, device)
-        cost = lambda: other(pixels(frames, spec), bool_masked_pos=mask).loss  # noqa: E731
+        net = torch.compile(other) if compiled else other
+        cost = lambda: net(pixels(frames, spec), bool_masked_pos=mask).loss  # noqa: E731
         return training(other, cost, device, precision, fused)
 
     return {
-        "ours": lambda: our_pretraining(size, spec, batch, device, precision, decoder_mask=None),
+        "ours": lambda: our_pretraining(size, spec, batch, device, precision),
         "transformers": lambda: theirs("sdpa", precision, fused=True),
         "recipe": lambda: theirs("eager", "fp32", fused=False),
+        "ours, compiled": lambda: our_pretraining(size, spec, batch, device, precision, compiled=True),
+        "transformers, compiled": lambda: theirs("sdpa", precision, fused=True, compiled=True),
     }
 
 
@@ -190,20 +197,22 @@ def dual_masking(size: str, spec: ClipSpec, batch: int, device: torch.device, pr
     """Half of the tokens are not reconstructed (VideoMAE V2), beside reconstructing all that are hidden."""
     return {
         "ours": lambda: our_pretraining(size, spec, batch, device, precision, decoder_mask="running_cell"),
-        "all reconstructed": lambda: our_pretraining(size, spec, batch, device, precision, decoder_mask=None),
+        "all reconstructed": lambda: our_pretraining(size, spec, batch, device, precision),
     }
 
 
 def our_pretraining(
-    size: str, spec: ClipSpec, batch: int, device: torch.device, precision: str, decoder_mask: str | None
-) -> Step:
+    size: str, spec: ClipSpec, batch: int, device: torch.device, precision: str, decoder_mask: str | None = None,
+    compiled: bool = False,
+) -> Step:  # fmt: skip
     model = pretrainer(size, spec, device)
+    net = torch.compile(model) if compiled else model
     frames, mask = clips(spec, batch, device), tube(model, batch, device)
     left_out = None if decoder_mask is None else masking.make(decoder_mask, model.grid, 0.5, batch).to(device)
     config = masked.MaskedConfig()
 
     def loss() -> Tensor:
-        out = model(frames, mask=mask, decoder_mask=left_out)
+        out = net(frames, mask=mask, decoder_mask=left_out)
         wanted = masked.target(frames, out["predicted"], model.tubelet, normalize=True)
         return masked.distances(out["prediction"], wanted, config).mean()
 
@@ -214,38 +223,46 @@ def finetuning(size: str, spec: ClipSpec, batch: int, device: torch.device, prec
     """Cross-entropy over 400 classes with nothing masked, backward, AdamW."""
     labels = torch.arange(batch, device=device) % CLASSES
 
-    def ours() -> Step:
+    def ours(compiled: bool = False) -> Step:
         model, frames = classifier(size, spec, device), clips(spec, batch, device)
-        cost = lambda: nn.functional.cross_entropy(model(frames)["logits"].float(), labels)  # noqa: E731
+        net = torch.compile(model) if compiled else model
+        cost = lambda: nn.functional.cross_entropy(net(frames)["logits"].float(), labels)  # noqa: E731
         return training(model, cost, device, precision, fused=True)
 
-    def theirs(attention: str, precision: str, fused: bool) -> Step:
+    def theirs(attention: str, precision: str, fused: bool, compiled: bool = False) -> Step:
         other, frames = their_classifier(size, spec, device, attention), clips(spec, batch, device)
-        cost = lambda: nn.functional.cross_entropy(other(pixels(frames, spec)).logits.float(), labels)  # noqa: E731
+        net = torch.compile(other) if compiled else other
+        cost = lambda: nn.functional.cross_entropy(net(pixels(frames, spec)).logits.float(), labels)  # noqa: E731
         return training(other, cost, device, precision, fused)
 
     return {
         "ours": ours,
         "transformers": lambda: theirs("sdpa", precision, fused=True),
         "recipe": lambda: theirs("eager", "fp32", fused=False),
+        "ours, compiled": lambda: ours(compiled=True),
+        "transformers, compiled": lambda: theirs("sdpa", precision, fused=True, compiled=True),
     }
 
 
 def inference(size: str, spec: ClipSpec, batch: int, device: torch.device, precision: str) -> dict[str, Way]:
     """Clips to logits."""
 
-    def ours() -> Step:
+    def ours(compiled: bool = False) -> Step:
         model, frames = classifier(size, spec, device).eval(), clips(spec, batch, device)
-        return answering(lambda: model(frames)["logits"], device, precision)
+        net = torch.compile(model) if compiled else model
+        return answering(lambda: net(frames)["logits"], device, precision)
 
-    def theirs(attention: str, precision: str) -> Step:
+    def theirs(attention: str, precision: str, compiled: bool = False) -> Step:
         other, frames = their_classifier(size, spec, device, attention).eval(), clips(spec, batch, device)
-        return answering(lambda: other(pixels(frames, spec)).logits, device, precision)
+        net = torch.compile(other) if compiled else other
+        return answering(lambda: net(pixels(frames, spec)).logits, device, precision)
 
     return {
         "ours": ours,
         "transformers": lambda: theirs("sdpa", precision),
         "recipe": lambda: theirs("eager", "fp32"),
+        "ours, compiled": lambda: ours(compiled=True),
+        "transformers, compiled": lambda: theirs("sdpa", precision, compiled=True),
     }
 
 
@@ -364,6 +381,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--memory", action=argparse.BooleanOptionalAction, default=True, help="measure peak memory (Linux, CPU)"
     )
+    parser.add_argument("--compile", action="store_true", help="also beside transformers with both compiled (torch.compile)")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     return parser.parse_args()
 

@@ -123,6 +123,13 @@ def test_patches_hold_their_values_in_the_order_t_y_x_colour() -> None:
     assert torch.equal(_tokens.unpatchify(tokens, (2, 2, 2), (2, 8, 8)), frames)
 
 
+def test_the_tokens_at_places_are_those_that_a_mask_chooses() -> None:
+    chosen = masking.make("random", (2, 3, 4), 0.5, 3, torch.Generator().manual_seed(0))
+    tokens = torch.arange(3 * 24 * 5).view(3, 24, 5)
+    wanted = torch.stack([sample[rows] for sample, rows in zip(tokens, chosen, strict=True)])
+    assert torch.equal(_tokens.gather(tokens, _tokens.places(chosen)), wanted)
+
+
 @pytest.mark.parametrize("first", [1, 5, 11])
 def test_a_block_asked_for_its_last_tokens_gives_the_last_of_all(first: int) -> None:
     torch.manual_seed(0)

@@ -42,9 +42,17 @@ def unpatchify(tokens: Tensor, grid: Triple, tubelet: Triple) -> Tensor:
     return cells.permute(0, 1, 4, 7, 2, 5, 3, 6).reshape(tokens.shape[0], slots * t, -1, rows * h, columns * w)
 
 
-def gather(tokens: Tensor, chosen: Tensor) -> Tensor:
-    """The chosen tokens of every sample in their order: (B,N,P), bool (B,N) -> (B,M,P). Every row must choose M."""
-    return tokens[chosen].view(tokens.shape[0], -1, tokens.shape[2])
+def places(chosen: Tensor) -> Tensor:
+    """Where a bool (B,N) is true: int64 (B,M), in order. Every row must choose M.
+
+    Asked for once and used often: it waits for the device, and torch.compile ends a graph at it.
+    """
+    return chosen.nonzero()[:, 1].view(chosen.shape[0], -1)
+
+
+def gather(tokens: Tensor, at: Tensor) -> Tensor:
+    """The tokens at some places of every sample: (B,N,P), int64 (B,M) -> (B,M,P)."""
+    return tokens[torch.arange(tokens.shape[0], device=tokens.device)[:, None], at]
 
 
 def sine_cosine_positions(count: int, width: int) -> Tensor:

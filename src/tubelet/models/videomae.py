@@ -31,6 +31,7 @@ from tubelet.models._tokens import (
     grid_of,
     linear_weight,
     patchify,
+    places,
     resize_positions,
     separable_positions,
     sine_cosine_positions,
@@ -84,7 +85,7 @@ class Decoder(nn.Module):
         self.head = nn.Linear(width, values)
 
     def forward(self, tokens: Tensor, positions: Tensor, visible: Tensor, predicted: Tensor) -> Tensor:
-        """tokens (B,V,D), positions (N,D'), visible and predicted bool (B,N) -> (B,M,P) in index order."""
+        """tokens (B,V,D), positions (N,D'), places visible (B,V) and predicted (B,M) -> (B,M,P)."""
         positions = positions.expand(tokens.shape[0], -1, -1)
         seen = self.project(tokens) + gather(positions, visible)
         asked = self.mask_token + gather(positions, predicted)
@@ -211,7 +212,7 @@ class VideoMAE(Model):
             ids = self.vocabulary.ids(patches)
             patches = self.vocabulary.pixels(ids)
         positions = self.positions(self.width, grid, frames.device).expand(b, -1, -1)
-        visible = None if mask is None else ~mask
+        visible = None if mask is None else places(~mask)
         if visible is not None:
             patches, positions = gather(patches, visible), gather(positions, visible)
         values = normalize(patches, self.spec.mean, self.spec.std)
@@ -234,11 +235,12 @@ class VideoMAE(Model):
         out["embedding"] = out["tokens"].mean(dim=1)
         if ids is not None and self.vocabulary is not None:
             out["token_ids"], out["token_logits"] = ids, self.vocabulary.head(out["tokens"][:, :-1])
-        if mask is not None and visible is not None:
+        if mask is not None and visible is not None and self.decoders():
+            out["predicted"] = mask if decoder_mask is None else ~decoder_mask
+            predicted = places(out["predicted"])
             for key, decoder in self.decoders().items():
-                out["predicted"] = mask if decoder_mask is None else ~decoder_mask
                 table = self.positions(decoder.width, grid, frames.device)
-                out[key] = decoder(out["tokens"], table, visible, out["predicted"])
+                out[key] = decoder(out["tokens"], table, visible, predicted)
         return out
 
     def decoders(self) -> dict[str, Decoder]:

@@ -22,7 +22,7 @@ from torch import Generator, Tensor
 
 from tubelet.errors import ConfigError
 from tubelet.models._model import Model
-from tubelet.models._tokens import gather
+from tubelet.models._tokens import gather, places
 from tubelet.objectives.masked import MaskedConfig, distances, masks, over_hidden, target
 from tubelet.records import Batch
 from tubelet.train.log import say
@@ -122,7 +122,7 @@ def measure(model: Model, batch: Batch, config: DistillConfig, generator: Genera
         if path == PIXELS:
             wanted = target(batch.frames, out["predicted"], model.tubelet, config.normalize_target)
         else:
-            wanted = gather(features(path, batch.frames, model), out["predicted"])
+            wanted = gather(features(path, batch.frames, model), places(out["predicted"]))
             if config.normalize_target:
                 wanted = F.layer_norm(wanted, wanted.shape[-1:])
         losses[name] = over_hidden(distances(out[f"prediction_{name}"], wanted, config), mask, decoder_mask)

@@ -15,7 +15,7 @@ from tubelet import masking, share
 from tubelet.errors import ConfigError
 from tubelet.find import choose
 from tubelet.models._model import Model
-from tubelet.models._tokens import Triple, gather, patchify
+from tubelet.models._tokens import Triple, gather, patchify, places
 from tubelet.records import Batch
 
 NEEDS_LABELS = False
@@ -127,7 +127,7 @@ def target(frames: Tensor, predicted: Tensor, tubelet: Triple, normalize: bool) 
     frames (B,T,C,H,W) 0..255, predicted bool (B,N). Pixels in [0,1]; with `normalize`, (x - mean) / (std + 1e-6) per tubelet
     and colour over its K pixels, with the unbiased variance taken in a second pass, as the original implementation does.
     """
-    tokens = gather(patchify(frames, tubelet), predicted).float().div_(255)
+    tokens = gather(patchify(frames, tubelet), places(predicted)).float().div_(255)
     if not normalize:
         return tokens
     # In place and a row of the tubelet at a time: a new tensor for every step, or runs of three values, take three times as long.
