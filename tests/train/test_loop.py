@@ -14,7 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import tubelet
+from tubelet import models
 from tubelet.errors import CheckpointError, ConfigError, DataError, TrainingError, TubeletError
+from tubelet.records import ClipSpec
+from tubelet.train import parallel
 from tubelet.train.config import TrainConfig
 from tubelet.train.loop import train
 from tubelet.weights.load import load_model
@@ -266,6 +269,16 @@ def test_compiled_gives_the_same_losses(pretrain_config: Make) -> None:
     for a, b in zip(log(plain), log(compiled), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
     assert weights(compiled).keys() == weights(plain).keys()
+
+
+@pytest.mark.parametrize("asked", [True, "reduce-overhead", "max-autotune"])
+def test_the_mode_reaches_the_compiler(asked: bool | str) -> None:
+    """Seen by what torch keeps of it: the options that the compiler of this very model was made with."""
+    model = models.build("videomae_tiny", ClipSpec(frames=4, size=32), ["a"], width=12, depth=1, heads=1, patch=16)
+    net = parallel.spread(model, "ddp", torch.device("cpu"), asked)
+    options = net.dynamo_ctx.compiler_config or {}  # type: ignore[union-attr]
+    assert bool(options.get("triton.cudagraphs")) is (asked is not True)
+    assert bool(options.get("max_autotune")) is (asked == "max-autotune")
 
 
 def test_the_loss_falls(finetune_config: Make) -> None:
