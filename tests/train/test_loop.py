@@ -271,6 +271,7 @@ def test_compiled_gives_the_same_losses(pretrain_config: Make) -> None:
     assert weights(compiled).keys() == weights(plain).keys()
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("asked", [True, "reduce-overhead", "max-autotune"])
 def test_the_mode_reaches_the_compiler(asked: bool | str) -> None:
     """Seen by what torch keeps of it: the options that the compiler of this very model was made with."""

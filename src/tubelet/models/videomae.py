@@ -206,7 +206,7 @@ class VideoMAE(Model):
         "prediction" (B,M,P) and "predicted" int64 (B,M), which tokens it is for; with mask and teachers "prediction_<teacher>"
         (B,M,width of its features); with next_token "token_ids" int64 (B,N) and "token_logits" (B,N-1,vocabulary).
         """
-        b, t, c, h, w = frames.shape
+        _, t, c, h, w = frames.shape
         grid = self.grid_of(t, h, w, c)
         patches = patchify(frames, self.tubelet)  # (B,N,P), still 0..255
         ids: Tensor | None = None

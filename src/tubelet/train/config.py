@@ -124,8 +124,8 @@ class RunConfig:
     threads           of torch on a CPU; None: one per core. A model of under 0.1 GMAC a clip is faster with 1: between its short
                       products several threads wait for each other, and for the cores that the loader uses
     deterministic     bit-identical repeats on a GPU too, at some cost in speed
-    compile           torch.compile the model: true, or a mode of it. "reduce-overhead" replays CUDA graphs, which helps where a step
-                      is many short kernels; "max-autotune" does so too and times several kernels for every product, once
+    compile           torch.compile the model: true, or a mode of it. "reduce-overhead" replays CUDA graphs, which helps where
+                      a step is many short kernels; "max-autotune" does so too and times several kernels for every product, once
     parallel          how several processes divide the model: "ddp" each holds all of it, "fsdp" each holds a part (FSDP2); "auto":
                       "fsdp" where the training state would take over a quarter of a GPU
     recompute         keep only the inputs of blocks for the backward pass and compute the rest again (activation
