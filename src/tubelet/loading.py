@@ -57,6 +57,11 @@ class LoaderConfig:
         if self.workers is not None and self.workers < 0:
             raise ConfigError(f"loader.workers is {self.workers}: it must be 0 or more")
 
+    @property
+    def decoding(self) -> str:
+        """How frames are decoded, as runs and their reports say it."""
+        return "approximately (no deblocking)" if self.approximate else "exact"
+
 
 class TrainLoader:
     """Batches of augmented training clips.

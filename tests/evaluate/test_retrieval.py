@@ -1,7 +1,6 @@
 """Ranks and recalls equal what numpy counts one by one, ties and shared captions included."""
 
 import math
-import time
 
 import numpy as np
 import pytest

@@ -16,6 +16,7 @@ from torch import Tensor
 import tubelet
 from tubelet import models
 from tubelet.errors import CheckpointError, ConfigError, DataError, TrainingError, TubeletError
+from tubelet.evaluate.sides import met
 from tubelet.records import ClipSpec
 from tubelet.train import parallel
 from tubelet.train.config import TrainConfig
@@ -326,8 +327,15 @@ def test_where_the_pixels_come_from_may_not_change_on_the_way(pretrain_config: M
 def test_the_plan_says_how_videos_are_decoded(pretrain_config: Make, capsys: pytest.CaptureFixture[str]) -> None:
     train(pretrain_config("exact", optim__steps=1))
     assert "approximately" not in capsys.readouterr().err
-    train(pretrain_config("fast", optim__steps=1, loader__approximate=True, loader__cache="off"))
+    fast = pretrain_config("fast", optim__steps=1, loader__approximate=True, loader__cache="off", run__report=True)
+    run = train(fast)
     assert "decoded as needed, approximately (no deblocking)" in capsys.readouterr().err
+    assert json.loads((run / "environment.json").read_text())["decoding"] == "approximately (no deblocking)"
+    assert "approximately (no deblocking)" in (run / "report.html").read_text()
+    assert met(run, []).note == "trained on videos decoded approximately (no deblocking), evaluated on exact frames"
+    (run / "report.html").unlink()
+    train(fast)
+    assert "continuing" in (said := capsys.readouterr().err) and "videos are decoded approximately (no deblocking)" in said
 
 
 def test_other_videos_in_a_run_folder_are_noticed(motion_folder: Path, pretrain_config: Make, tmp_path: Path) -> None:

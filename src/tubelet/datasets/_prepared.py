@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tubelet import storage
 from tubelet.errors import DataError
 
 NAME = "prepared.jsonl"
@@ -94,6 +95,23 @@ def write_text(path: Path, text: str) -> None:
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def refuse_stale_above(paths: Iterable[str]) -> None:
+    """As `refuse_stale`, for every prepared folder that one of these files lies in, however deep; other files cost nothing but one
+    look at each of the folders above them."""
+    known: dict[str, str] = {}  # folder -> the prepared folder that it is or lies in, "" for none
+
+    def prepared(folder: str) -> str:
+        if folder not in known:
+            above = os.path.dirname(folder)
+            own = os.path.exists(os.path.join(folder, NAME))
+            known[folder] = folder if own else prepared(above) if above != folder else ""
+        return known[folder]
+
+    folders = {os.path.dirname(path) for path in paths if not storage.is_remote(path)}
+    for found in sorted({prepared(os.path.abspath(folder)) for folder in folders} - {""}):
+        refuse_stale(found)
 
 
 def refuse_stale(path: str | Path) -> None:
