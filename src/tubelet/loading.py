@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tubelet._frame_cache import AUTO_BYTES, SHARE, FrameCache, estimated_bytes, free_bytes
 from tubelet.ahead import cores, in_order
+from tubelet.datasets._prepared import mended
 from tubelet.errors import ConfigError, DataError, VideoError
 from tubelet.find import choose
 from tubelet.records import Batch, Clip, ClipSpec, Dataset, Example
@@ -189,7 +190,7 @@ class _BatchMaker:
         try:
             made = self._clips(example, epoch)
         except VideoError as error:
-            return _Filled(example, [], 0, str(error))
+            return _Filled(example, [], 0, f"{error}{mended(example.path)}")
         except Exception as error:
             error.add_note(f"while reading {example.path}")
             raise

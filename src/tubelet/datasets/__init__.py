@@ -30,20 +30,20 @@ def read(path: str | Path, format: str = "auto") -> Dataset:
     if not remote:
         refuse_stale(path)
     if format != "auto":
-        return _fresh(find.module(__name__, find.choose(format, formats(), "data format")).read(path))
+        return _fresh(find.module(__name__, find.choose(format, formats(), "data format")).read(path), path)
     if not remote and not Path(path).exists():
         raise DataError(f"{path} does not exist: give a folder of videos, or a table (CSV, TSV, `path label` lines)")
     # A folder matches any folder, so whatever else recognises it goes first.
     for name in sorted(formats(), key=lambda name: name == "folder"):
         module = find.module(__name__, name)
         if module.matches(path):
-            return _fresh(module.read(path))
+            return _fresh(module.read(path), path)
     raise DataError(f"{path} is neither a folder, a video nor a table: known formats are {', '.join(formats())}")
 
 
-def _fresh(dataset: Dataset) -> Dataset:
-    """The data set, unless a video of it lies in a prepared folder that is not what it should be: DataError."""
-    refuse_stale_above(example.path for example in dataset.examples)
+def _fresh(dataset: Dataset, path: str | Path) -> Dataset:
+    """What was read at `path`, unless a video of it lies in a prepared folder that is not what it should be: DataError."""
+    refuse_stale_above((example.path for example in dataset.examples), but=path)
     return dataset
 
 
