@@ -31,7 +31,10 @@ import torch
 from tubelet.video.guard import end_idle
 from tubelet.video.write import write_video
 
-PACKAGES = ("torch", "transformers", "av", "pillow", "torchcodec", "opencv-python-headless", "onnxruntime", "openvino")
+# decord2 is the maintained fork of decord, imported under the same name.
+PACKAGES = (
+    "torch", "transformers", "av", "pillow", "torchcodec", "opencv-python-headless", "decord2", "onnxruntime", "openvino",
+)  # fmt: skip
 Made = TypeVar("Made")
 Row = dict[str, Any]
 

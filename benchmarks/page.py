@@ -69,6 +69,11 @@ SECTIONS = {
         "Pretraining steps with all that belongs to them: our loader and model, beside transformers' model fed by a DataLoader "
         "around the research recipe. The ratio is of processor time a clip.",
     ),
+    "gpu": (
+        "On a GPU",
+        "Pretraining steps at a mask of 90 % in bf16. MFU is the share of the operations that the card does in one large matrix "
+        "product, measured beside; the shares are of the GPU's time.",
+    ),
     "search": (
         "Search",
         "A library of vectors of 512 values, by `tubelet search`: the ten nearest with their metadata, from all vectors and from "

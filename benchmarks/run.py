@@ -32,6 +32,7 @@ BENCHMARKS = {
     "families": ("families.py", "", "--quick --rounds 1 --batch 1"),
     "serve": ("serve.py", "", "--quick"),
     "e2e": ("e2e.py", "", "--quick"),
+    "gpu": ("gpu.py", "", "--quick"),
     "growth": ("growth.py", "", "--quick"),
     "search": ("search.py", "--probes 40 160", "--quick --queries 10"),
 }

@@ -190,6 +190,35 @@ def test_steps_beside_each_other_start_equal_and_give_rows_for_the_page(kind: st
     assert set(page.pages(tmp_path)) == {"index.md", "pretrain.svg"}
 
 
+def on_gpu(folder: Path, *words: str) -> list[dict[str, float | str]]:
+    """The rows of gpu.py."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), *words, "--json", str(folder / "gpu.json")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "gpu.json").read_text())["rows"]
+
+
+def test_what_a_gpu_is_measured_by_runs_without_one(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="the other model")
+    own, other, files = on_gpu(tmp_path, "--quick", "--device", "cpu")
+    assert (own["way"], other["way"], files["way"]) == ("ours, eager", "transformers", "from files, 1 workers")
+    for row in (own, other):
+        assert row["clips/s"] > 0 and row["MFU %"] > 0 and row["attention %"] > 0 and row["products %"] > 0
+        assert row["attention %"] + row["products %"] + row["other %"] == pytest.approx(100)
+    assert own["MFU %"] / other["MFU %"] == pytest.approx(own["clips/s"] / other["clips/s"])
+    assert files["clips/s"] > 0 and 0 <= files["waiting %"] <= 100
+    assert set(page.pages(tmp_path)) == {"index.md", "gpu.svg"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_page_says_what_is_not_measured(tmp_path: Path) -> None:
+    rows = on_gpu(tmp_path)
+    assert [row["model"] for row in rows] == ["ViT small", "ViT base", "ViT large"]
+    assert all("not run: no GPU. So these are not measured" in row["note"] for row in rows)
+    made = page.pages(tmp_path)
+    assert set(made) == {"index.md"} and "not run: no GPU" in made["index.md"]
+
+
 def test_every_family_is_measured_and_equal_to_its_peer(tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason="the other models")
     from tubelet import models

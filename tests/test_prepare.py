@@ -17,11 +17,14 @@ import torch
 from tubelet import datasets
 from tubelet.cli import main
 from tubelet.errors import ConfigError, DataError
+from tubelet.loading import LoaderConfig, TrainLoader
 from tubelet.prepare import PrepareConfig, prepare, prepare_many
-from tubelet.records import Example
+from tubelet.records import ClipSpec, Example
 from tubelet.video import guard, reencode
+from tubelet.video.augment import AugmentConfig
 from tubelet.video.decode import decode, frame_times
 from tubelet.video.write import write_video
+from tubelet.views import view_batches
 
 
 def video(path: Path, frames: int = 6, seed: int = 0, size: tuple[int, int] = (16, 24)) -> Path:
@@ -263,6 +266,43 @@ def test_a_table_named_by_itself_is_checked_too(tmp_path: Path) -> None:
     os.utime(tmp_path / "videos" / "a.mp4", ns=(1, 1))
     with pytest.raises(DataError, match="is out of date"):
         datasets.read(tmp_path / "out" / "labels.csv")
+
+
+def test_a_table_elsewhere_that_names_prepared_videos_is_checked_too(videos: Path, tmp_path: Path) -> None:
+    """However deep they lie; videos that nobody prepared stand beside them, and one prepared video may be named alone."""
+    out, table = tmp_path / "out", tmp_path / "elsewhere" / "table.csv"
+    prepare(videos, out)
+    table.parent.mkdir()
+    table.write_text(f"path,label\n{out}/train/wave/a.mp4,wave\n{videos}/val/clap/d.mp4,clap\n")
+    assert len(datasets.read(table).examples) == 2
+    record = (out / "prepared.jsonl").read_text()
+    os.utime(videos / "train/wave/a.mp4", ns=(1, 1))
+    for path in (table, out / "train/wave/a.mp4"):
+        for form in ("auto", "table" if path == table else "folder"):
+            with pytest.raises(DataError, match=rf"{out} is out of date: .*: repeat `tubelet prepare"):
+                datasets.read(path, form)
+    (out / "prepared.jsonl").write_text(record.replace('"finished": true', '"finished": false'))
+    with pytest.raises(DataError, match="is not finished"):
+        datasets.read(table)
+    table.write_text(f"path,label\n{videos}/val/clap/d.mp4,clap\n")
+    assert len(datasets.read(table).examples) == 1
+
+
+def test_a_prepared_video_that_cannot_be_read_says_what_makes_it_anew(videos: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    words = ["prepare", str(videos), str(out), "--short-side", "160"]
+    assert main(words) == 0
+    broken = out / "train/wave/a.mp4"
+    good = broken.read_bytes()
+    broken.write_bytes(bytes(len(good)))
+    dataset = datasets.read(out)  # the size is right
+    spec = ClipSpec(frames=4, size=32, sampling="stride", stride_frames=1)
+    loader = TrainLoader(dataset, spec, AugmentConfig(), LoaderConfig(4, workers=0, cache="off"), seed=0)
+    ((_, reason),) = next(iter(loader.batches(0, 1))).skipped
+    ((_, said),) = [pair for batch in view_batches(dataset.examples, (), spec, workers=0) for pair in batch.skipped]
+    for text in (reason, said):
+        assert text.endswith(f"; it was prepared, and `tubelet {' '.join(words)}` makes it anew"), text
+    assert main(words) == 0 and broken.read_bytes() == good
 
 
 def test_broken_videos_are_named_and_the_rest_is_kept(videos: Path, tmp_path: Path, capsys) -> None:

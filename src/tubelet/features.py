@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tubelet import storage
 from tubelet.ahead import AHEAD_BYTES, cores
+from tubelet.datasets._prepared import mended
 from tubelet.errors import CheckpointError, ConfigError, DataError, VideoError, utf8
 from tubelet.evaluate.multiview import View, videos, views
 from tubelet.models._model import Model
@@ -159,7 +160,7 @@ def embed_windows(
                             return
                 put((example, ""))
             except VideoError as error:
-                put((example, str(error)))
+                put((example, f"{error}{mended(example.path)}"))
             except Exception as error:
                 error.add_note(f"while reading {example.path}")
                 put((example, error))

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tubelet._frame_cache import AUTO_BYTES, SHARE, FrameCache, estimated_bytes, free_bytes
 from tubelet.ahead import cores, in_order
+from tubelet.datasets._prepared import mended
 from tubelet.errors import ConfigError, DataError, VideoError
 from tubelet.find import choose
 from tubelet.records import Batch, Clip, ClipSpec, Dataset, Example
@@ -60,6 +61,11 @@ class LoaderConfig:
             )
         if self.workers is not None and self.workers < 0:
             raise ConfigError(f"loader.workers is {self.workers}: it must be 0 or more")
+
+    @property
+    def decoding(self) -> str:
+        """How frames are decoded, as runs and their reports say it."""
+        return "approximately (no deblocking)" if self.approximate else "exact"
 
 
 class TrainLoader:
@@ -209,7 +215,7 @@ class _BatchMaker:
                     frames.copy_(clip.frames.permute(0, 2, 3, 1))
                 made = [(clip.seconds, padded) for clip, padded in clips]
         except VideoError as error:
-            return _Filled(example, [], 0, str(error))
+            return _Filled(example, [], 0, f"{error}{mended(example.path)}")
         except Exception as error:
             error.add_note(f"while reading {example.path}")
             raise

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tubelet.ahead import cores, in_order
+from tubelet.datasets._prepared import mended
 from tubelet.errors import ConfigError, VideoError
 from tubelet.loading import extent, naming, view_bytes
 from tubelet.records import Batch, Clip, ClipSpec, Example
@@ -74,7 +75,7 @@ def view_batches(
             try:
                 return video, run(video.example.path, _views, video.example, spec, clips, crops, portion)
             except VideoError as error:
-                video.problem = str(error)
+                video.problem = f"{error}{mended(video.example.path)}"
         return video, None
 
     waiting: deque[tuple[Clip, Example, bool]] = deque()

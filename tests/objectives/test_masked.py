@@ -40,7 +40,7 @@ def target_by_hand(frames: np.ndarray, mask: np.ndarray, normalize: bool) -> np.
 def test_target_is_that_of_the_paper(normalize: bool) -> None:
     clips = batch()
     mask = torch.rand(3, 32).argsort(1) < 20
-    ours = masked.target(clips.frames, mask, (2, 8, 8), normalize)
+    ours = masked.target(clips.frames, masked.places(mask).predicted, (2, 8, 8), normalize)
     wanted = target_by_hand(clips.frames.double().numpy(), mask.numpy(), normalize)
     assert ours.shape == (3, 20, 2 * 8 * 8 * 3)
     np.testing.assert_allclose(ours.numpy(), wanted, atol=2e-5)
@@ -48,7 +48,7 @@ def test_target_is_that_of_the_paper(normalize: bool) -> None:
 
 def test_a_plain_patch_gives_zeros_and_no_nan() -> None:
     frames = torch.full((1, 4, 3, 32, 32), 128, dtype=torch.uint8)
-    assert torch.equal(masked.target(frames, torch.ones(1, 32, dtype=torch.bool), (2, 8, 8), True), torch.zeros(1, 32, 384))
+    assert torch.equal(masked.target(frames, torch.arange(32)[None], (2, 8, 8), True), torch.zeros(1, 32, 384))
 
 
 @pytest.mark.parametrize(("name", "distance"), [
@@ -69,11 +69,11 @@ def test_loss_is_the_mean_distance_of_hidden_tokens_only(name: str, distance) ->
 def test_pixels_of_visible_tokens_do_not_count() -> None:
     model, clips = models.build("videomae_tiny", SPEC, **SMALL), batch(1)
     mask = masked.masking.make("tube", model.grid, 0.75, 1, torch.Generator().manual_seed(1))
-    wanted = masked.target(clips.frames, mask, model.tubelet, True)
+    wanted = masked.target(clips.frames, masked.places(mask).predicted, model.tubelet, True)
     visible = (~mask[0]).nonzero()[0].item() % 16  # a position that is seen, in every slot
     y, x = 8 * (visible // 4), 8 * (visible % 4)
     clips.frames[..., y : y + 8, x : x + 8] = 255 - clips.frames[..., y : y + 8, x : x + 8]
-    assert torch.equal(masked.target(clips.frames, mask, model.tubelet, True), wanted)
+    assert torch.equal(masked.target(clips.frames, masked.places(mask).predicted, model.tubelet, True), wanted)
 
 
 def test_running_cell_leaves_out_tokens_the_encoder_saw() -> None:
@@ -112,3 +112,32 @@ def test_a_model_without_a_decoder_is_refused() -> None:
 def test_impossible_settings(settings: dict, message: str) -> None:  # type: ignore[type-arg]
     with pytest.raises(ConfigError, match=message):
         masked.MaskedConfig(**settings)
+
+
+@pytest.mark.parametrize(("classes", "dual"), [((), ""), ((), "running_cell"), (("a", "b"), "")])
+def test_a_forward_pass_is_one_graph_that_waits_for_nothing(classes: tuple[str, ...], dual: str) -> None:
+    """`fullgraph` refuses whatever asks for a value: a count of masked tokens, a tensor's size that follows from its values."""
+    model, clips = models.build("videomae_tiny", SPEC, classes, **SMALL), batch()
+    config = masked.MaskedConfig(ratio=0.75, decoder_mask=dual)
+    at = None if classes else masked.masks(model, clips, config, torch.Generator().manual_seed(1))[0]
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    for training in (True, False):
+        model.train(training)
+        with torch.inference_mode(not training):
+            wanted, got = model(clips.frames, mask=at), compiled(clips.frames, mask=at)
+        assert got.keys() == wanted.keys() and all(torch.equal(got[key], wanted[key]) for key in wanted)
+
+
+def test_masks_as_numbers_give_what_the_masks_themselves_do() -> None:
+    model, clips = models.build("videomae_tiny", SPEC, **SMALL), batch()
+    config = masked.MaskedConfig(mask="random", ratio=0.75, decoder_mask="running_cell")
+    at, hidden = masked.masks(model, clips, config, torch.Generator().manual_seed(1))
+    mask = masked.masking.make("random", model.grid, 0.75, 3, torch.Generator().manual_seed(1))
+    dropped = masked.masking.make("running_cell", model.grid, 0.5, 3)
+    for row in range(3):
+        assert at.visible[row].tolist() == [i for i in range(32) if not mask[row, i]]
+        assert at.predicted[row].tolist() == [i for i in range(32) if not dropped[row, i]]
+        assert hidden is not None and hidden[row].tolist() == [bool(mask[row, i]) for i in at.predicted[row]]
+    one, other = model(clips.frames, mask=at), model(clips.frames, mask=mask, decoder_mask=dropped)
+    assert all(torch.equal(one[key], other[key]) for key in one)

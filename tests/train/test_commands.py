@@ -37,6 +37,7 @@ def test_words_are_split_into_paths_and_settings() -> None:
     line = "a --optim.base-lr 1e-3 --clip.size=64 --run.compile c --augment.flip false --model.options.depth 3"
     settings = {"optim.base_lr": "1e-3", "clip.size": "64", "run.compile": "true", "augment.flip": "false"}
     assert _settings.split(line.split(), FLAGS) == (["a", "c"], {**settings, "model.options.depth": "3"})
+    assert _settings.split(["--run.compile", "max-autotune", "c"], FLAGS) == (["c"], {"run.compile": "max-autotune"})
 
 
 @pytest.mark.parametrize(("words", "message"), [

@@ -14,7 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import tubelet
+from tubelet import models
 from tubelet.errors import CheckpointError, ConfigError, DataError, TrainingError, TubeletError
+from tubelet.evaluate.sides import met
+from tubelet.records import ClipSpec
+from tubelet.train import parallel
 from tubelet.train.config import TrainConfig
 from tubelet.train.loop import train
 from tubelet.weights.checkpoint import read
@@ -277,6 +281,17 @@ def test_compiled_gives_the_same_losses(pretrain_config: Make) -> None:
     assert weights(compiled).keys() == weights(plain).keys()
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("asked", [True, "reduce-overhead", "max-autotune"])
+def test_the_mode_reaches_the_compiler(asked: bool | str) -> None:
+    """Seen by what torch keeps of it: the options that the compiler of this very model was made with."""
+    model = models.build("videomae_tiny", ClipSpec(frames=4, size=32), ["a"], width=12, depth=1, heads=1, patch=16)
+    net = parallel.spread(model, "ddp", torch.device("cpu"), asked)
+    options = net.dynamo_ctx.compiler_config or {}  # type: ignore[union-attr]
+    assert bool(options.get("triton.cudagraphs")) is (asked is not True)
+    assert bool(options.get("max_autotune")) is (asked == "max-autotune")
+
+
 def test_the_loss_falls(finetune_config: Make) -> None:
     run = train(
         finetune_config(
@@ -321,8 +336,15 @@ def test_where_the_pixels_come_from_may_not_change_on_the_way(pretrain_config: M
 def test_the_plan_says_how_videos_are_decoded(pretrain_config: Make, capsys: pytest.CaptureFixture[str]) -> None:
     train(pretrain_config("exact", optim__steps=1))
     assert "approximately" not in capsys.readouterr().err
-    train(pretrain_config("fast", optim__steps=1, loader__approximate=True, loader__cache="off"))
+    fast = pretrain_config("fast", optim__steps=1, loader__approximate=True, loader__cache="off", run__report=True)
+    run = train(fast)
     assert "decoded as needed, approximately (no deblocking)" in capsys.readouterr().err
+    assert json.loads((run / "environment.json").read_text())["decoding"] == "approximately (no deblocking)"
+    assert "approximately (no deblocking)" in (run / "report.html").read_text()
+    assert met(run, []).note == "trained on videos decoded approximately (no deblocking), evaluated on exact frames"
+    (run / "report.html").unlink()
+    train(fast)
+    assert "continuing" in (said := capsys.readouterr().err) and "videos are decoded approximately (no deblocking)" in said
 
 
 def test_other_videos_in_a_run_folder_are_noticed(motion_folder: Path, pretrain_config: Make, tmp_path: Path) -> None:

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_args
 
 from tubelet import find
 from tubelet.errors import ConfigError
-from tubelet.train.config import TrainConfig, flat, over, read_yaml, setting_names, to_dict, unknown_setting
+from tubelet.train.config import CompileMode, TrainConfig, flat, over, read_yaml, setting_names, to_dict, unknown_setting
 
 
 def split(words: Sequence[str], flags: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -31,7 +31,8 @@ def split(words: Sequence[str], flags: Sequence[str]) -> tuple[list[str], dict[s
         known = setting_names()
         if name not in known and not name.startswith("model.options."):
             raise ConfigError(unknown_setting(name) if "." in name else _unknown_flag(name, flags))
-        if not equals and isinstance(defaults.get(name), bool) and (not rest or rest[0].lower() not in ("true", "false")):
+        values = ("true", "false", *(get_args(CompileMode) if name == "run.compile" else ()))
+        if not equals and isinstance(defaults.get(name), bool) and (not rest or rest[0].lower() not in values):
             value = "true"
         elif not equals:
             if not rest:

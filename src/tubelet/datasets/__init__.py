@@ -8,7 +8,7 @@ from typing import Any
 
 from tubelet import find, storage
 from tubelet.datasets._files import is_video
-from tubelet.datasets._prepared import refuse_stale
+from tubelet.datasets._prepared import refuse_stale, refuse_stale_above
 from tubelet.datasets.split import split
 from tubelet.errors import DataError
 from tubelet.records import Dataset, Example, Query, Question
@@ -30,17 +30,21 @@ def read(path: str | Path, format: str = "auto") -> Dataset:
     if not remote:
         refuse_stale(path)
     if format != "auto":
-        dataset: Dataset = find.module(__name__, find.choose(format, formats(), "data format")).read(path)
-        return dataset
+        return _fresh(find.module(__name__, find.choose(format, formats(), "data format")).read(path), path)
     if not remote and not Path(path).exists():
         raise DataError(f"{path} does not exist: give a folder of videos, or a table (CSV, TSV, `path label` lines)")
     # A folder matches any folder, so whatever else recognises it goes first.
     for name in sorted(formats(), key=lambda name: name == "folder"):
         module = find.module(__name__, name)
         if module.matches(path):
-            dataset = module.read(path)
-            return dataset
+            return _fresh(module.read(path), path)
     raise DataError(f"{path} is neither a folder, a video nor a table: known formats are {', '.join(formats())}")
+
+
+def _fresh(dataset: Dataset, path: str | Path) -> Dataset:
+    """What was read at `path`, unless a video of it lies in a prepared folder that is not what it should be: DataError."""
+    refuse_stale_above((example.path for example in dataset.examples), but=path)
+    return dataset
 
 
 def queries(path: str | Path) -> list[Query]:

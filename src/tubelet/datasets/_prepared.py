@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tubelet import storage
 from tubelet.errors import DataError, utf8
 
 NAME = "prepared.jsonl"
@@ -95,13 +96,45 @@ def write_text(path: Path, text: str) -> None:
         draft.unlink(missing_ok=True)
 
 
+def refuse_stale_above(paths: Iterable[str], but: str | Path) -> None:
+    """As `refuse_stale`, for every prepared folder that one of these files lies in, however deep, except the one of `but`. Other
+    files cost one look at each of the folders above them."""
+    known: dict[str, str] = {}
+    folders = {os.path.dirname(path) for path in paths if not storage.is_remote(path)}
+    found = {_above(os.path.abspath(folder), known) for folder in folders}
+    for folder in sorted(found - {"", os.path.abspath(_folder_of(but))}):
+        refuse_stale(folder)
+
+
+def mended(path: str) -> str:
+    """What makes a prepared video anew that cannot be read, to be put behind the reason; "" for a video that was not prepared."""
+    folder = "" if storage.is_remote(path) else _above(os.path.dirname(os.path.abspath(path)), {})
+    record = read(Path(folder)) if folder else None
+    if record is None or os.path.relpath(os.path.abspath(path), folder) not in record[1]:
+        return ""
+    return f"; it was prepared, and `{record[0].command}` makes it anew"
+
+
+def _above(folder: str, known: dict[str, str]) -> str:
+    """The prepared folder that an absolute folder is or lies in, "" where there is none; kept in `known`."""
+    if folder not in known:
+        above = os.path.dirname(folder)
+        prepared = os.path.exists(os.path.join(folder, NAME))
+        known[folder] = folder if prepared else _above(above, known) if above != folder else ""
+    return known[folder]
+
+
+def _folder_of(path: str | Path) -> Path:
+    return Path(path) if os.path.isdir(path) else Path(path).parent
+
+
 def refuse_stale(path: str | Path) -> None:
     """DataError where `path`, or the folder of the table `path`, was prepared and is not what it should be any more.
 
     That is: not finished, a video missing or of another size, a source changed since. It costs two `stat` calls a video;
     sources that are not there any more are not missed.
     """
-    folder = Path(path) if os.path.isdir(path) else Path(path).parent
+    folder = _folder_of(path)
     record = read(folder)
     if record is None:
         return

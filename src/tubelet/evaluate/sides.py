@@ -29,12 +29,13 @@ class Met:
     """How many of `of` evaluated videos lie in files that a model was trained on: with labels or captions, and without
     (pretraining).
 
-    None where that cannot be told.
+    None where that cannot be told. `decoding` is how their frames were decoded, where not exactly (see LoaderConfig).
     """
 
     of: int
     labelled: int | None
     unlabelled: int | None
+    decoding: str = ""
 
     @property
     def note(self) -> str:
@@ -44,6 +45,8 @@ class Met:
             known.append(f"trained on {self.labelled} of the {self.of} evaluated videos")
         if self.unlabelled:
             known.append(f"pretraining saw {self.unlabelled} of the {self.of}, without labels")
+        if self.decoding:
+            known.append(f"trained on videos decoded {self.decoding}, evaluated on exact frames")
         return "; ".join(known)
 
 
@@ -126,7 +129,8 @@ def met(run: Path | None, examples: Sequence[Example], say: Callable[[str], None
         files = {os.path.realpath(one.path) for part in read for one in part.examples}
         return sum(path in files for path in paths)
 
-    return Met(len(paths), count(True), count(False))
+    decoding = next((config.loader.decoding for config in configs if config.loader.approximate), "")
+    return Met(len(paths), count(True), count(False), decoding)
 
 
 def lineage(run: Path | None) -> Iterator[TrainConfig]:

@@ -4,6 +4,7 @@ B batch, T frames, C colours, H height, W width, N tokens, P values of a token, 
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,17 +43,38 @@ def unpatchify(tokens: Tensor, grid: Triple, tubelet: Triple) -> Tensor:
     return cells.permute(0, 1, 4, 7, 2, 5, 3, 6).reshape(tokens.shape[0], slots * t, -1, rows * h, columns * w)
 
 
-def places(chosen: Tensor) -> Tensor:
-    """Where a bool (B,N) is true: int64 (B,M), in order. Every row must choose M.
+class Places(NamedTuple):
+    """What a mask says, as numbers of tokens that rise in every row. Made on the CPU, where a mask is drawn, so that no GPU is
+    waited for to say how many they are."""
 
-    Asked for once and used often: it waits for the device, and torch.compile ends a graph at it.
-    """
-    return chosen.nonzero()[:, 1].view(chosen.shape[0], -1)
+    visible: Tensor  # int64 (B,V): what the encoder sees
+    predicted: Tensor  # int64 (B,M): what the decoder predicts
+
+    def to(self, device: torch.device) -> "Places":
+        """The same on a device."""
+        return Places(on(device, self.visible), on(device, self.predicted))
 
 
-def gather(tokens: Tensor, at: Tensor) -> Tensor:
-    """The tokens at some places of every sample: (B,N,P), int64 (B,M) -> (B,M,P)."""
-    return tokens[torch.arange(tokens.shape[0], device=tokens.device)[:, None], at]
+def on(device: torch.device, tensor: Tensor) -> Tensor:
+    """A tensor of the CPU on a device, which goes on working while it is copied."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
+def places(mask: Tensor, decoder_mask: Tensor | None = None) -> Places:
+    """Where a mask, bool (B,N), leaves tokens visible, and where they are to be predicted: all that it hides, or what the
+    `decoder_mask` does not. Every row must hide as many."""
+    return Places(_numbers(~mask), _numbers(mask if decoder_mask is None else ~decoder_mask))
+
+
+def _numbers(chosen: Tensor) -> Tensor:
+    """bool (B,N) -> int64 (B,M)."""
+    return chosen.nonzero()[:, 1].view(len(chosen), -1)
+
+
+def gather(tokens: Tensor, chosen: Tensor) -> Tensor:
+    """The chosen tokens of every sample: (B,N,...), int64 (B,M) -> (B,M,...)."""
+    rows = chosen + tokens.shape[1] * torch.arange(len(tokens), device=tokens.device)[:, None]
+    return tokens.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, chosen.shape)
 
 
 def sine_cosine_positions(count: int, width: int) -> Tensor:

@@ -28,7 +28,7 @@ from tubelet.find import choose
 from tubelet.models import frame_vit
 from tubelet.models._model import Model
 from tubelet.models._text import TextEncoder
-from tubelet.models._tokens import Triple, sine_cosine_positions
+from tubelet.models._tokens import Places, Triple, sine_cosine_positions
 from tubelet.models._transformer import Block, LayerNorm, attend
 from tubelet.records import ClipSpec
 
@@ -205,7 +205,7 @@ class VideoText(Model):
         self,
         frames: Tensor,
         text: Tensor | None = None,
-        mask: Tensor | None = None,
+        mask: Tensor | Places | None = None,
         decoder_mask: Tensor | None = None,
         next_token: bool = False,
     ) -> dict[str, Tensor]:

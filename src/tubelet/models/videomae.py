@@ -25,6 +25,7 @@ from tubelet.models import _keys
 from tubelet.models._codebook import Vocabulary
 from tubelet.models._model import Model
 from tubelet.models._tokens import (
+    Places,
     Triple,
     conv_weight,
     gather,
@@ -84,11 +85,10 @@ class Decoder(nn.Module):
         self.norm = LayerNorm(width, eps=norm_eps)
         self.head = nn.Linear(width, values)
 
-    def forward(self, tokens: Tensor, positions: Tensor, visible: Tensor, predicted: Tensor) -> Tensor:
-        """tokens (B,V,D), positions (N,D'), places visible (B,V) and predicted (B,M) -> (B,M,P)."""
-        positions = positions.expand(tokens.shape[0], -1, -1)
-        seen = self.project(tokens) + gather(positions, visible)
-        asked = self.mask_token + gather(positions, predicted)
+    def forward(self, tokens: Tensor, positions: Tensor, at: Places) -> Tensor:
+        """tokens (B,V,D), positions (N,D') -> (B,M,P) in index order."""
+        seen = self.project(tokens) + positions[at.visible]
+        asked = self.mask_token + positions[at.predicted]
         x = torch.cat([seen, asked], dim=1)  # (B,V+M,D')
         for block in self.blocks[:-1]:
             x = block(x)
@@ -156,7 +156,9 @@ class VideoMAE(Model):
                     self.decoder = made
             if vocabulary:
                 self.vocabulary = Vocabulary(vocabulary, values, width)
-        self._positions: dict[tuple[Any, ...], Tensor] = {}  # tables already made, by (width, grid, device); never saved
+        for each in {width, *(decoder.width for decoder in self.decoders().values())}:
+            self.register_buffer(f"positions_{each}", self._table(each, self.grid), persistent=False)
+        self._positions: dict[tuple[Any, ...], Tensor] = {}  # of other grids, once made: by (width, grid, device); never saved
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -186,13 +188,14 @@ class VideoMAE(Model):
                 self.head.weight.mul_(0.001)
 
     def forward(
-        self, frames: Tensor, mask: Tensor | None = None, decoder_mask: Tensor | None = None,
+        self, frames: Tensor, mask: Tensor | Places | None = None, decoder_mask: Tensor | None = None,
         layers: Sequence[int] = (), attention: bool = False, next_token: bool = False,
     ) -> dict[str, Tensor]:  # fmt: skip
         """Named tensors for a batch of clips.
 
         frames        (B,T,C,H,W), uint8 or float, values 0..255
-        mask          bool (B,N), True = masked: the encoder sees only the others
+        mask          bool (B,N), True = masked: the encoder sees only the others. Or what `places` makes of both masks, which
+                      spares a GPU's step the wait for their counts
         decoder_mask  bool (B,N), True = not even reconstructed (VideoMAE V2); only with `mask`
         layers        1-based numbers of blocks whose output is wanted, as "layer_1", ...
         attention     also "attention" (B,heads,V,V) of the last block
@@ -200,10 +203,10 @@ class VideoMAE(Model):
                       t, y, x), and each but the last tells the one after it
 
         Gives "tokens" (B,V,D) and "embedding" (B,D), their mean; "logits" (B,K) with classes; with mask and decoder also
-        "prediction" (B,M,P) and "predicted" bool (B,N), which tokens it is for; with mask and teachers "prediction_<teacher>"
+        "prediction" (B,M,P) and "predicted" int64 (B,M), which tokens it is for; with mask and teachers "prediction_<teacher>"
         (B,M,width of its features); with next_token "token_ids" int64 (B,N) and "token_logits" (B,N-1,vocabulary).
         """
-        b, t, c, h, w = frames.shape
+        _, t, c, h, w = frames.shape
         grid = self.grid_of(t, h, w, c)
         patches = patchify(frames, self.tubelet)  # (B,N,P), still 0..255
         ids: Tensor | None = None
@@ -211,10 +214,10 @@ class VideoMAE(Model):
             assert self.vocabulary is not None and mask is None
             ids = self.vocabulary.ids(patches)
             patches = self.vocabulary.pixels(ids)
-        positions = self.positions(self.width, grid, frames.device).expand(b, -1, -1)
-        visible = None if mask is None else places(~mask)
-        if visible is not None:
-            patches, positions = gather(patches, visible), gather(positions, visible)
+        positions = self.positions(self.width, grid, frames.device)  # (N,D)
+        at = places(mask, decoder_mask) if isinstance(mask, Tensor) else mask
+        if at is not None:
+            patches, positions = gather(patches, at.visible), positions[at.visible]
         values = normalize(patches, self.spec.mean, self.spec.std)
         x = self.embed(values) + positions  # (B,V,D)
 
@@ -235,12 +238,10 @@ class VideoMAE(Model):
         out["embedding"] = out["tokens"].mean(dim=1)
         if ids is not None and self.vocabulary is not None:
             out["token_ids"], out["token_logits"] = ids, self.vocabulary.head(out["tokens"][:, :-1])
-        if mask is not None and visible is not None and self.decoders():
-            out["predicted"] = mask if decoder_mask is None else ~decoder_mask
-            predicted = places(out["predicted"])
+        if at is not None:
             for key, decoder in self.decoders().items():
-                table = self.positions(decoder.width, grid, frames.device)
-                out[key] = decoder(out["tokens"], table, visible, predicted)
+                out["predicted"] = at.predicted
+                out[key] = decoder(out["tokens"], self.positions(decoder.width, grid, frames.device), at)
         return out
 
     def decoders(self) -> dict[str, Decoder]:
@@ -251,11 +252,16 @@ class VideoMAE(Model):
 
     def positions(self, width: int, grid: Triple, device: torch.device) -> Tensor:
         """The fixed position table (N, width) of a token grid on a device."""
+        if grid == self.grid:
+            return self.get_buffer(f"positions_{width}")
         key = (width, grid, device)
         if key not in self._positions:
-            table = POSITIONS[self.options["positions"]](self.position_grid, width)
-            self._positions[key] = resize_positions(table, self.position_grid, grid).to(device)
+            self._positions[key] = self._table(width, grid).to(device)
         return self._positions[key]
+
+    def _table(self, width: int, grid: Triple) -> Tensor:
+        """float32 (N, width), stretched from the grid that it was made for."""
+        return resize_positions(POSITIONS[self.options["positions"]](self.position_grid, width), self.position_grid, grid)
 
     def grid_of(self, frames: int, height: int, width: int, colours: int = 3) -> Triple:
         """Token grid (T slots, rows, columns) of a clip; ConfigError when it does not divide into tubelets."""

@@ -22,7 +22,7 @@ from torch import Generator, Tensor
 
 from tubelet.errors import ConfigError
 from tubelet.models._model import Model
-from tubelet.models._tokens import gather, places
+from tubelet.models._tokens import gather
 from tubelet.objectives.masked import MaskedConfig, distances, masks, over_hidden, target
 from tubelet.records import Batch
 from tubelet.train.log import say
@@ -110,8 +110,8 @@ def loss(model: Model, batch: Batch, config: DistillConfig, generator: Generator
 def measure(model: Model, batch: Batch, config: DistillConfig, generator: Generator) -> dict[str, Tensor]:
     """{"loss": (B,)}, each clip's mean distance over its hidden and predicted tokens, and of several teachers "<teacher>_loss"."""
     given = teachers(config)
-    mask, decoder_mask = masks(model, batch, config, generator)
-    out = model(batch.frames, mask=mask, decoder_mask=decoder_mask)
+    at, hidden = masks(model, batch, config, generator)
+    out = model(batch.frames, mask=at)
     missing = [name for name in given if f"prediction_{name}" not in out]
     if missing:
         raise ConfigError(
@@ -120,12 +120,12 @@ def measure(model: Model, batch: Batch, config: DistillConfig, generator: Genera
     losses: dict[str, Tensor] = {}
     for name, (path, _) in given.items():
         if path == PIXELS:
-            wanted = target(batch.frames, out["predicted"], model.tubelet, config.normalize_target)
+            wanted = target(batch.frames, at.predicted, model.tubelet, config.normalize_target)
         else:
-            wanted = gather(features(path, batch.frames, model), places(out["predicted"]))
+            wanted = gather(features(path, batch.frames, model), at.predicted)
             if config.normalize_target:
                 wanted = F.layer_norm(wanted, wanted.shape[-1:])
-        losses[name] = over_hidden(distances(out[f"prediction_{name}"], wanted, config), mask, decoder_mask)
+        losses[name] = over_hidden(distances(out[f"prediction_{name}"], wanted, config), hidden)
     terms = [weight * losses[name] if weight != 1 else losses[name] for name, (_, weight) in given.items()]
     total = sum(terms[1:], start=terms[0])
     return {"loss": total} | ({f"{name}_loss": value for name, value in losses.items()} if len(losses) > 1 else {})

@@ -15,7 +15,7 @@ from tubelet import masking, share
 from tubelet.errors import ConfigError
 from tubelet.find import choose
 from tubelet.models._model import Model
-from tubelet.models._tokens import Triple, gather, patchify, places
+from tubelet.models._tokens import Places, Triple, gather, on, patchify, places
 from tubelet.records import Batch
 
 NEEDS_LABELS = False
@@ -91,43 +91,45 @@ def loss(model: Model, batch: Batch, config: MaskedConfig, generator: Generator)
 
 def measure(model: Model, batch: Batch, config: MaskedConfig, generator: Generator) -> dict[str, Tensor]:
     """{"loss": (B,)}, each clip's mean distance over its hidden and reconstructed tokens. The masks come from `generator`."""
-    mask, decoder_mask = masks(model, batch, config, generator)
-    out = model(batch.frames, mask=mask, decoder_mask=decoder_mask)
+    at, hidden = masks(model, batch, config, generator)
+    out = model(batch.frames, mask=at)
     if "prediction" not in out:
         raise ConfigError(f"{model.name} has no decoder to predict hidden pixels with: pretrain a model without classes")
-    predicted = out["predicted"]
-    distance = distances(out["prediction"], target(batch.frames, predicted, model.tubelet, config.normalize_target), config)
-    return {"loss": over_hidden(distance, mask, decoder_mask)}
+    wanted = target(batch.frames, at.predicted, model.tubelet, config.normalize_target)
+    return {"loss": over_hidden(distances(out["prediction"], wanted, config), hidden)}
 
 
-def masks(model: Model, batch: Batch, config: MaskedConfig, generator: Generator) -> tuple[Tensor, Tensor | None]:
-    """(bool (B,N) what the encoder does not see, bool (B,N) what is not even predicted or None), drawn for a batch."""
-    device, clips = batch.frames.device, len(batch.frames)
+def masks(model: Model, batch: Batch, config: MaskedConfig, generator: Generator) -> tuple[Places, Tensor | None]:
+    """(which tokens of a batch are seen and which predicted, bool (B,M) which of these the encoder does not see or None where it
+    sees none), drawn."""
     if not hasattr(model, "grid"):
         raise ConfigError(f"{model.name} has no tokens that could be hidden: pretrain a videomae model")
-    mask = share.draw(lambda rows: masking.make(config.mask, model.grid, config.ratio, rows, generator), clips).to(device)
+
+    def drawn(kind: str, ratio: float) -> Tensor:
+        return share.draw(lambda rows: masking.make(kind, model.grid, ratio, rows, generator), len(batch.frames))
+
+    mask, device = drawn(config.mask, config.ratio), batch.frames.device
     if not config.decoder_mask:
-        return mask, None
-    kind, ratio = config.decoder_mask, config.decoder_ratio
-    return mask, share.draw(lambda rows: masking.make(kind, model.grid, ratio, rows, generator), clips).to(device)
-
-
-def over_hidden(distance: Tensor, mask: Tensor, decoder_mask: Tensor | None) -> Tensor:
-    """(B,): the mean over hidden tokens of the distances (B,M) of predicted ones."""
-    if decoder_mask is None:
-        return distance.mean(dim=1)
+        return places(mask).to(device), None
+    at = places(mask, drawn(config.decoder_mask, config.decoder_ratio))
     # The running cell also reconstructs tokens that the encoder saw: they teach nothing and are not counted.
-    hidden = mask[~decoder_mask].view_as(distance)
+    return at.to(device), on(device, gather(mask, at.predicted))
+
+
+def over_hidden(distance: Tensor, hidden: Tensor | None) -> Tensor:
+    """(B,): the mean over hidden tokens of the distances (B,M) of predicted ones."""
+    if hidden is None:
+        return distance.mean(dim=1)
     return (distance * hidden).sum(dim=1) / hidden.sum(dim=1).clamp(min=1)
 
 
 def target(frames: Tensor, predicted: Tensor, tubelet: Triple, normalize: bool) -> Tensor:
     """What the predicted tokens should be: float32 (B,M,P), values in the order (t, y, x, colour).
 
-    frames (B,T,C,H,W) 0..255, predicted bool (B,N). Pixels in [0,1]; with `normalize`, (x - mean) / (std + 1e-6) per tubelet
+    frames (B,T,C,H,W) 0..255, predicted int64 (B,M). Pixels in [0,1]; with `normalize`, (x - mean) / (std + 1e-6) per tubelet
     and colour over its K pixels, with the unbiased variance taken in a second pass, as the original implementation does.
     """
-    tokens = gather(patchify(frames, tubelet), places(predicted)).float().div_(255)
+    tokens = gather(patchify(frames, tubelet), predicted).float().div_(255)
     if not normalize:
         return tokens
     # In place and a row of the tubelet at a time: a new tensor for every step, or runs of three values, take three times as long.

@@ -111,6 +111,9 @@ class OptimConfig:
             raise ConfigError(f"optim.ema is {self.ema}: it must be 0 (off) or below 1, for example 0.999")
 
 
+CompileMode = Literal["reduce-overhead", "max-autotune"]
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """How the run is carried out.
@@ -121,7 +124,8 @@ class RunConfig:
     threads           of torch on a CPU; None: one per core. A model of under 0.1 GMAC a clip is faster with 1: between its short
                       products several threads wait for each other, and for the cores that the loader uses
     deterministic     bit-identical repeats on a GPU too, at some cost in speed
-    compile           torch.compile the model
+    compile           torch.compile the model: true, or a mode of it. "reduce-overhead" replays CUDA graphs, which helps where
+                      a step is many short kernels; "max-autotune" does so too and times several kernels for every product, once
     parallel          how several processes divide the model: "ddp" each holds all of it, "fsdp" each holds a part (FSDP2); "auto":
                       "fsdp" where the training state would take over a quarter of a GPU
     recompute         keep only the inputs of blocks for the backward pass and compute the rest again (activation
@@ -139,7 +143,7 @@ class RunConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     threads: int | None = None
     deterministic: bool = True
-    compile: bool = False
+    compile: bool | CompileMode = False
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     recompute: bool = False
     checkpoint_every: int = 0
@@ -293,7 +297,14 @@ def read_value(kind: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where} is {value!r}: it is a section, expected settings below it")
         return from_dict(kind, value, f"{where}.")
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):  # X | None is the only kind of union in use
+    if kind == bool | CompileMode:
+        words = typing.get_args(CompileMode)
+        read = value if value in words else _parsed(value)
+        if isinstance(read, bool) or read in words:
+            return read
+        hint = find.did_you_mean(str(value), words)
+        raise ConfigError(f"{where} is {value!r}{hint}, expected true or false, or {' or '.join(map(repr, words))}")
+    if origin in (types.UnionType, typing.Union):  # X | None, beside the one above
         if value is None or value in ("none", "null"):
             return None
         return read_value(next(one for one in inner if one is not type(None)), value, where)

@@ -97,7 +97,7 @@ class Run:
         videos = len(self.train_set.examples)
         facts = {"videos": videos, "fingerprint": data.fingerprint(self.train_set, texts)}
         self.facts = self.objective.facts(self.settings) if hasattr(self.objective, "facts") else {}
-        self.environment = environment(self.device, self.precision, facts, self.facts)
+        self.environment = environment(self.device, self.precision, facts, self.facts) | {"decoding": config.loader.decoding}
         folder.check_data(self.out, self.environment)
         self.loader = TrainLoader(
             self.train_set, config.clip, config.augment, config.loader, config.run.seed, parallel.rank(), parallel.world(),
@@ -128,7 +128,9 @@ class Run:
         if not self.step:
             say(plan.describe(self))
             return
-        say(f"continuing {self.out} after step {self.step} of {self.steps}")
+        decoding = self.config.loader.decoding
+        how = "" if decoding == "exact" else f"; videos are decoded {decoding}"
+        say(f"continuing {self.out} after step {self.step} of {self.steps}{how}")
         changed = folder.changed_machine(self.out, self.environment)
         if changed and self.step < self.steps:
             say(f"the result will not be bit for bit that of a run without a break: {'; '.join(changed)}")

@@ -223,23 +223,24 @@ def choose_kind(kind: str, model: Model, device: torch.device) -> str:
     return "fsdp" if state > torch.cuda.get_device_properties(device).total_memory / 4 else "ddp"
 
 
-def spread(model: Model, kind: str, device: torch.device, compiled: bool, untaught: bool = False) -> nn.Module:
+def spread(model: Model, kind: str, device: torch.device, compiled: bool | str, untaught: bool = False) -> nn.Module:
     """What is called to train `model`: the model itself (compiled or not), or the wrapper that sums up gradients.
 
-    untaught: some parameters get no gradient, for which DDP would wait.
+    compiled: true, or a mode of torch.compile. untaught: some parameters get no gradient, for which DDP would wait.
 
     With "fsdp" the parameters of `model` become DTensors, of which every process holds a part: whoever wants all of one asks
     `whole`. A unit of them is a block: what stands in a ModuleList.
     """
+    mode = compiled if isinstance(compiled, str) else None
     if world() == 1 or choose_kind(kind, model, device) == "ddp":
-        net: Any = torch.compile(model) if compiled else model
+        net: Any = torch.compile(model, mode=mode) if compiled else model
         return net if world() == 1 else Replicated(net, gradient_as_bucket_view=True, find_unused_parameters=untaught)
     # No output of a model is changed in place (house rule), which is what it warns of.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (world(),))
     for block in blocks(model):
         if compiled:
-            block.compile()
+            block.compile(mode=mode)
         fully_shard(block, mesh=mesh)
     # Nothing stays whole after a forward pass: validation writes the moving average into the parts, and back.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)

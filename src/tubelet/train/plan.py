@@ -34,7 +34,7 @@ def describe(run: "Run") -> str:
     weights = 4 * (every + trained * (3 + bool(config.optim.ema)))
     memory = weights + kept_bytes * config.loader.batch_size / world
     cache = f"decoded videos in memory, about {size(run.loader.cache_bytes)}" if run.loader.cache_bytes else "decoded as needed"
-    cache += ", approximately (no deblocking)" if config.loader.approximate else ""
+    cache += "" if config.loader.decoding == "exact" else f", {config.loader.decoding}"
     slots, rows, columns = getattr(model, "grid", (0, 0, 0))
     tokens = f" = {slots}x{rows}x{columns} tokens" if slots else ""
     val = f", {len(run.val_set.examples)} held out" if run.val_set else ""

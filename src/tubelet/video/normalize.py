@@ -11,5 +11,8 @@ def normalize(values: Tensor, mean: tuple[float, ...], std: tuple[float, ...], c
     """
     shape, often = [1] * values.ndim, values.shape[colour_dim] // len(mean)
     shape[colour_dim] = len(mean) * often
-    mean_, std_ = (torch.tensor(x, device=values.device).repeat(often).view(shape) for x in (mean, std))
+    # Filled where the values are: a tensor copied from here would wait for the GPU in every step.
+    mean_, std_ = (
+        torch.stack([torch.full((), x, device=values.device) for x in each]).repeat(often).view(shape) for each in (mean, std)
+    )
     return (values.float() / 255).sub_(mean_).div_(std_)
