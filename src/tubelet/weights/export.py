@@ -190,8 +190,8 @@ def _to_onnx(graph: Graph, example: Tensor, folder: Path, int8: bool, dynamic: b
     own = {str(node.target) for node in traced.graph.nodes if str(node.target).startswith("tubelet.")}
     if own:
         raise ConfigError(
-            f"{graph.model.name} calls {', '.join(sorted(own))}, which is Python and cannot be in an ONNX graph: export --to torch, "
-            "or train one whose flow is a network (--model.options.estimator raft_small)"
+            f"{graph.model.name} calls {', '.join(sorted(own))}, which is Python and cannot be in an ONNX graph: export --to "
+            "torch, or train one whose flow is a network (--model.options.estimator raft_small)"
         )
     with _quiet():
         program = torch.onnx.export(traced, dynamo=True, input_names=["frames"], output_names=names, verbose=False)
