@@ -160,6 +160,17 @@ def test_a_run_that_fails_does_not_end_the_others(motion_folder: Path, tmp_path:
     assert "not finite" in found.failed["broken"] and found.rows[0]["top1"] is None and found.rows[1]["top1"] is not None
 
 
+def test_an_error_that_is_none_of_ours_does_not_end_the_others_either(motion_folder: Path, tmp_path: Path) -> None:
+    """torch refuses a batch norm over one place of one clip."""
+    chosen = f"alone=early_fusion_resnet18:width=8:stages=4,{SINGLE}"
+    found = compare.compare(
+        runs_of(motion_folder, tmp_path, chosen, clips=2, **{"loader.batch_size": 1, "loader.repeats": 1}), tmp_path
+    )
+    assert found.failed.keys() == {"alone"}
+    assert found.failed["alone"].startswith("ValueError: Expected more than 1 value per channel")
+    assert found.rows[0]["note"] == found.failed["alone"] and found.rows[1]["top1"] is not None
+
+
 def test_several_processes_are_refused(motion_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare.parallel, "world", lambda: 2)
     with pytest.raises(ConfigError, match="in one process: start `tubelet compare` without torchrun"):

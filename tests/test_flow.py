@@ -16,6 +16,7 @@ from tubelet.models import raft
 from tubelet.records import Example
 from tubelet.video.decode import decode, probe
 from tubelet.video.write import write_video
+from tubelet.weights.load import load_model
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +107,33 @@ def test_raft_with_weights_of_torchs_or_safetensors(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(CheckpointError, match="holds no state dict"):
         flow.estimator("raft_small", str(tmp_path / "list.pth"))
+
+
+def test_a_raft_within_a_model_never_learns_from_nothing(motion_folder: Path, tmp_path: Path, capsys) -> None:
+    network = models.build("raft_small", raft.CLIPS["raft_small"]).eval()
+    torch.save(network.state_dict(), tmp_path / "raft.pth")
+    words = ["finetune", "none", str(motion_folder), "--model", "two_stream_resnet18", "--clip.frames", "3", "--clip.size", "64",
+             "--model.options.width", "8", "--optim.steps", "1", "--loader.batch-size", "2", "--loader.repeats", "1",
+             "--loader.workers", "0", "--run.report", "false", "--run.device", "cpu", "--run.threads", "1"]  # fmt: skip
+    small = ["--model.options.estimator", "raft_small"]
+    assert main([*words, *small, "--out", str(tmp_path / "a")]) == 2
+    said = capsys.readouterr().err
+    assert "the raft_small in two_stream_resnet18 has random weights" in said and "--init-flow FILE" in said
+    assert main([*words, "--init-flow", str(tmp_path / "raft.pth"), "--out", str(tmp_path / "a")]) == 2
+    assert "two_stream_resnet18 has no RAFT in it" in capsys.readouterr().err
+    large = ["--model.options.estimator", "raft_large", "--init-flow", str(tmp_path / "raft.pth")]
+    assert main([*words, *large, "--out", str(tmp_path / "a")]) == 2
+    assert "another RAFT than raft_large" in capsys.readouterr().err
+    assert not (tmp_path / "a" / "config.yaml").exists()
+
+    assert main([*words, *small, "--init-flow", str(tmp_path / "raft.pth"), "--out", str(tmp_path / "a")]) == 0
+    (tmp_path / "raft.pth").unlink()  # the model holds the weights itself
+    taught = load_model(tmp_path / "a")
+    for key, value in network.state_dict().items():
+        assert torch.equal(taught.state_dict()[f"raft.{key}"], value), key
+    again = ["finetune", str(tmp_path / "a"), *words[2:3], *words[11:], "--out", str(tmp_path / "b")]
+    assert main(again) == 0
+    assert torch.equal(load_model(tmp_path / "b").raft.feature_encoder.conv.weight, network.feature_encoder.conv.weight)
 
 
 @pytest.mark.parametrize(

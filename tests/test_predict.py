@@ -8,6 +8,7 @@ import torch
 
 import tubelet
 from tubelet import models
+from tubelet.cli import main
 from tubelet.errors import CheckpointError, ConfigError, VideoError
 from tubelet.predict import predict
 from tubelet.records import ClipSpec
@@ -88,3 +89,44 @@ def test_one_crop_is_the_default_where_the_whole_frame_is_squeezed(video, tmp_pa
     assert tubelet.load(save(squeezed, tmp_path / "model")).predict(video, clips=1).crops == 1
     with pytest.raises(ConfigError, match="stretch"):
         predict(squeezed, video, clips=1, crops=3)
+
+
+def test_a_label_a_frame(video, tmp_path, capsys):
+    """The mean over crops of what the model says of each frame, with its time; on the command line and as JSON too."""
+    torch.manual_seed(2)
+    each = models.build("cnn_lstm_resnet18_per_frame", SPEC, CLASSES, channels=4, hidden=12).eval()
+    torch.nn.init.normal_(each.head.weight)
+    answer = predict(each, video, clips=2, crops=3, frames=True)
+    shown, _ = load_views(video, SPEC, 2, 3)
+    with torch.no_grad():
+        expected = each(shown)["frame_logits"].softmax(dim=2).unflatten(0, (2, 3)).mean(dim=1)  # (clips,T,K)
+    values, indices = expected.max(dim=2)
+    assert [[name for _, name, _ in clip] for clip in answer.frames] == [[CLASSES[i] for i in row] for row in indices.tolist()]
+    assert [[p for *_, p in clip] for clip in answer.frames] == [pytest.approx(row, abs=1e-5) for row in values.tolist()]
+    assert [[second for second, *_ in clip] for clip in answer.frames] == [list(clip) for clip in answer.seconds]
+    assert predict(each, video, clips=2).frames == () and "frames" not in predict(each, video, clips=2).to_dict()
+
+    save(each, tmp_path / "each")
+    words = ["predict", str(tmp_path / "each"), video, "--clips", "2", "--frames"]
+    assert main([*words, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)[0]["frames"]
+    assert [len(clip) for clip in said] == [4, 4]
+    assert said[1][3] == {"second": answer.frames[1][3][0], "class": answer.frames[1][3][1],
+                          "probability": pytest.approx(answer.frames[1][3][2], abs=1e-5)}  # fmt: skip
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert all(f"{second:.2f} s  {chance:6.1%}  {name}\n" in printed for clip in answer.frames for second, name, chance in clip)
+    assert main([*words, "--engine", "local"]) == 2
+    assert "--frames is not kept by --engine" in capsys.readouterr().err
+
+
+def test_windows_of_frames_have_one_label(video):
+    spec = replace(SPEC, frames=8, stride_frames=1)
+    windows = models.build("cnn3d_lstm_resnet18", spec, CLASSES, channels=4, hidden=12, window=4, many_to_many=True).eval()
+    answer = predict(windows, video, clips=1, crops=1, frames=True)
+    assert [second for second, *_ in answer.frames[0]] == [answer.seconds[0][3], answer.seconds[0][7]]
+
+
+def test_a_model_without_labels_of_frames_says_so(model, video):
+    with pytest.raises(ConfigError, match="videomae_tiny gives one label a clip, none a frame: .* cnn_lstm_resnet18_per_frame"):
+        predict(model, video, clips=1, frames=True)

@@ -105,9 +105,9 @@ def compare(
                 continue
             model = load_model(run, choose_device(config.run.device))
             looks = look(model, held_out.examples, batch_size=config.loader.batch_size, workers=config.loader.workers)
-        except TubeletError as error:
-            failed[name] = str(error)
-            say(f"{name} has no result: {error}")
+        except Exception as error:  # of any kind, no memory or a batch too small for its norms: the other models go on
+            failed[name] = reason_of(error)
+            say(f"{name} has no result: {failed[name]}")
             continue
         missing = list(looks.missing)
         weights = "pretrained" if config.init else "random initialisation"
@@ -122,6 +122,11 @@ def compare(
         found[name] = found[name] | {"clips_per_second": clips_per_second}
     rows, path = write(out, budget, runs, found, failed, costs, train_set, held_out, missing)
     return Comparison(rows, failed, part_of(held_out.examples), len(held_out.examples), missing, path)
+
+
+def reason_of(error: Exception) -> str:
+    """One line; of an error that no message of ours explains also its kind."""
+    return str(error) if isinstance(error, TubeletError) else f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def fitting(

@@ -24,12 +24,14 @@ def module(package: str, name: str) -> ModuleType:
     return importlib.import_module(f"{package}.{choose(name, names(package), package.rpartition('.')[2])}")
 
 
-def choose(name: str, known: Iterable[str], what: str) -> str:
-    """`name` itself when it is one of `known`; otherwise ConfigError: what we got, the nearest name, all that exist."""
+def choose(name: str, known: Iterable[str], what: str, listed_by: str = "") -> str:
+    """`name` itself when it is one of `known`; otherwise ConfigError: what we got, the nearest name, all that exist (or, of very
+    many, the command that lists them)."""
     known = list(known)
     if name in known:
         return name
-    raise ConfigError(f"unknown {what} {name!r}{did_you_mean(name, known)} (known: {', '.join(known)})")
+    every = f"`{listed_by}` lists all {len(known)}" if listed_by else f"known: {', '.join(known)}"
+    raise ConfigError(f"unknown {what} {name!r}{did_you_mean(name, known)} ({every})")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

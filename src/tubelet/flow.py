@@ -26,7 +26,7 @@ from tubelet.video import flow as classical
 from tubelet.video.decode import decode, frame_times, probe
 from tubelet.video.guard import run
 from tubelet.video.write import write_video
-from tubelet.weights.checkpoint import read_tensors
+from tubelet.weights import flow as weights_of_raft
 
 PIECE_BYTES = 16_000_000  # of decoded frames that are held at a time
 BINS, BIN_PIXELS = 16_384, 1 / 16  # to find the length that 99 % of all pixels stay below
@@ -80,10 +80,7 @@ def estimator(model: str = "dis", weights: str = "", device: torch.device | str 
     if not weights:
         raise ConfigError(f"{model} is a trained network: give --weights FILE (torchvision's {model}), or choose --model dis")
     network = raft.build(model, raft.CLIPS[model])
-    state = raft.from_torchvision(_read(weights))
-    if state.keys() != network.state_dict().keys():
-        raise CheckpointError(f"{weights} holds the weights of another RAFT than {model}: choose the other --model")
-    network.load_state_dict(state)
+    network.load_state_dict(weights_of_raft.read(weights, network))
     network.to(device).eval()
 
     @torch.no_grad()
@@ -243,16 +240,3 @@ def _pictures(
                 for file in (forward_file, backward_file)
             )
             yield show.panels(frames[:-1], forward, backward, full_pixels)
-
-
-def _read(path: str) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file or of a file of torch's, of which nothing but tensors is read."""
-    if path.endswith(".safetensors"):
-        return read_tensors(path)[0]
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and file errors of many kinds
-        raise CheckpointError(f"{path} is not a readable file of weights: {error}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path} holds no state dict, names and tensors")
-    return state

@@ -28,11 +28,13 @@ class VideoModel:
         """The classes in the order of the logits; empty for a model that was not taught any."""
         return self.network.class_names
 
-    def predict(self, video: str | Path, clips: int = 5, crops: int | None = None, top: int = 5) -> Prediction:
+    def predict(
+        self, video: str | Path, clips: int = 5, crops: int | None = None, top: int = 5, frames: bool = False
+    ) -> Prediction:
         """The most probable classes of a video file, averaged over clips x crops (see `tubelet.predict.predict`)."""
         from tubelet.predict import predict
 
-        return predict(self.network, video, clips=clips, crops=crops, top=top)
+        return predict(self.network, video, clips=clips, crops=crops, top=top, frames=frames)
 
     def embed(self, video: str | Path, clips: int = 5) -> Tensor:
         """One float32 vector (D,) for a video file: the mean over its clips of the mean over tokens."""

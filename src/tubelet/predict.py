@@ -32,6 +32,7 @@ class Prediction:
     clips, crops    views whose probabilities were averaged
     seconds_taken   from opening the file to the answer
     warnings        what the reader should know, such as a video shorter than the clip
+    frames          for each clip (second, class, probability) of every frame, where a label a frame was asked for
     """
 
     path: str
@@ -41,9 +42,13 @@ class Prediction:
     crops: int
     seconds_taken: float
     warnings: tuple[str, ...] = ()
+    frames: tuple[tuple[tuple[float, str, float], ...], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able: the same fields, `top` as a list of {"class", "probability"}."""
+        """JSON-able: the same fields, `top` as a list of {"class", "probability"}, and `frames`, where there are any, as a list a
+        clip of {"second", "class", "probability"}."""
+        named = ("second", "class", "probability")
+        frames = [[dict(zip(named, frame, strict=True)) for frame in clip] for clip in self.frames]
         return {
             "path": self.path,
             "top": [{"class": name, "probability": probability} for name, probability in self.top],
@@ -52,7 +57,7 @@ class Prediction:
             "crops": self.crops,
             "seconds_taken": self.seconds_taken,
             "warnings": list(self.warnings),
-        }
+        } | ({"frames": frames} if frames else {})
 
 
 @torch.no_grad()
@@ -63,12 +68,16 @@ def predict(
     crops: int | None = None,
     top: int = 5,
     forward: Callable[[Iterable[Tensor]], Iterable[Mapping[str, Tensor]]] | None = None,
+    frames: bool = False,
 ) -> Prediction:
     """The `top` most probable classes of the video file at `path`: probabilities averaged over clips x crops views.
 
     crops None is 3, or 1 for a model that sees the whole frame squeezed (clip.fit "stretch"). forward: gives the outputs for the
     views, uint8 (1,T,C,H,W) each, in place of the model one after another; for those who share one (see `web/batcher.py`).
-    Raises CheckpointError for a model without classes, VideoError for a file that cannot be decoded.
+    frames: also the most probable class of every frame, averaged over crops, of a model that gives "frame_logits"; what takes
+    several frames at a time has one label for them, at the time of the last.
+    Raises CheckpointError for a model without classes, VideoError for a file that cannot be decoded, ConfigError where labels of
+    frames are asked of a model that has none.
     """
     _check(model, top)
     crops = crops_of(model.spec, crops)
@@ -77,18 +86,31 @@ def predict(
     device = next(model.parameters()).device
     seconds: list[Tensor] = []
 
-    def frames() -> Iterator[Tensor]:
+    def shown() -> Iterator[Tensor]:
         for view in each_view(path, model.spec, clips, crops):
             seconds.append(view.seconds)
             yield view.frames[None].to(device)
 
     # One view at a time: memory stays flat, and on one file nothing is won by a batch.
-    outputs = map(model, frames()) if forward is None else forward(frames())
-    chances = [out["logits"][0].double().softmax(dim=0).cpu() for out in outputs]
+    outputs = map(model, shown()) if forward is None else forward(shown())
+    chances, each = [], []
+    for out in outputs:
+        chances.append(out["logits"][0].double().softmax(dim=0).cpu())
+        if frames and "frame_logits" not in out:
+            raise ConfigError(
+                f"{model.name} gives one label a clip, none a frame: leave --frames out, or teach a model that does, such as "
+                "cnn_lstm_resnet18_per_frame"
+            )
+        if frames:
+            each.append(out["frame_logits"][0].double().softmax(dim=1).cpu())  # (S,K)
     answer = _most_probable(model, torch.stack(chances).mean(dim=0), top, path)
     times = tuple(tuple(round(float(s), 4) for s in clip) for clip in seconds[::crops])
     taken = time.perf_counter() - started
-    return Prediction(str(path), answer, times, clips, crops, taken, _warnings(model, path))
+    labels = tuple(
+        _of_frames(model, torch.stack(each[first : first + crops]).mean(dim=0), clip)
+        for first, clip in zip(range(0, len(each), crops), times, strict=frames)
+    )
+    return Prediction(str(path), answer, times, clips, crops, taken, _warnings(model, path), labels)
 
 
 def predict_table(
@@ -145,6 +167,14 @@ def _most_probable(model: Model, probabilities: Tensor, top: int, path: str | Pa
         raise CheckpointError(f"the model answers NaN for {path}: its weights are broken; try an earlier checkpoint of the run")
     values, indices = probabilities.topk(min(top, len(model.class_names)))
     return tuple((model.class_names[int(i)], float(p)) for p, i in zip(values, indices, strict=True))
+
+
+def _of_frames(model: Model, probabilities: Tensor, seconds: Sequence[float]) -> tuple[tuple[float, str, float], ...]:
+    """(second, class, probability) of each of the S steps of a clip, probabilities (S,K)."""
+    window = len(seconds) // len(probabilities)
+    values, indices = probabilities.max(dim=1)
+    rows = zip(seconds[window - 1 :: window], indices.tolist(), values.tolist(), strict=True)
+    return tuple((second, model.class_names[index], value) for second, index, value in rows)
 
 
 def _warnings(model: Model, path: str | Path) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What every variant of every family promises: named tensors, first values, gradients, round trips, export, training."""
+"""What every variant of every family promises: named tensors, first values, gradients, round trips, training."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tubelet import models
-from tubelet.models._model import Model
+from tubelet.errors import ConfigError
 from tubelet.recipes.compare import LADDER
 from tubelet.records import ClipSpec
 from tubelet.train.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
@@ -110,25 +110,6 @@ def test_a_model_folder_gives_the_same_answers(name: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", FIRST_OF_FAMILY)
-def test_export_gives_the_same_answers(name: str) -> None:
-    class Logits(nn.Module):
-        def __init__(self, model: Model) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, frames: torch.Tensor) -> torch.Tensor:
-            return self.model(frames)["logits"]
-
-    model = Logits(small(name, ("a", "b", "c")).eval())
-    frames = clips(model.model.spec).float()
-    model(frames)  # position tables are made at the first call, and kept
-    exported = torch.export.export(model, (frames,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},))
-    other = clips(model.model.spec, batch=3, seed=1).float()
-    with torch.no_grad():
-        torch.testing.assert_close(exported.module()(other), model(other), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", FIRST_OF_FAMILY)
 def test_fine_tuning_takes_it(name: str, motion_folder: Path, tmp_path: Path) -> None:
     spec, options = SMALL.get(name) or SMALL[family_of(name)]
     config = TrainConfig(
@@ -145,6 +126,25 @@ def test_its_reach_is_one_of_the_two(name: str) -> None:
     field, pairs = model.receptive_field(), model.attended_pairs()
     assert (field is not None) + (pairs is not None) == 1
     assert all(number >= 1 for number in field or [pairs])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_what_is_no_clip_is_one_clear_line(name: str) -> None:
+    """What came, what is taken, and what to set: the same of every family."""
+    model = small(name).eval()
+    size, own = model.spec.size, f"built for {model.spec.frames} frames of {model.spec.size}x{model.spec.size} with 3 colours"
+    wrong = {
+        (1, 0, 3, size, size): "got clips of 0 frames", (1, model.spec.frames, 3, 0, size): f"of {size}x0 with 3 colours",
+        (model.spec.frames, 3, size, size): "for one clip frames[None]", (3, size, size): "it takes clips (batch, frames,",
+    }  # fmt: skip
+    for shape, words in wrong.items():
+        with pytest.raises(ConfigError) as error:
+            model(torch.zeros(shape, dtype=torch.uint8))
+        assert words in str(error.value) and own in str(error.value) and "\n" not in str(error.value)
+    grey = (1, model.spec.frames, 1, size, size)
+    with pytest.raises(ConfigError, match=r"1 colours.* 3 colours.*\bclip.frames") as error:
+        model(torch.zeros(grey, dtype=torch.uint8))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

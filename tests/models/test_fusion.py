@@ -109,6 +109,7 @@ def seen_by(model: Fusion, value, size: tuple[int, int, int]) -> Tensor:
     ("single_frame_resnet50", (1, 512, 512), dict(width=1)),
     ("early_fusion_resnet18", (3, 224, 224), dict(width=2, stages=3)),
     ("slow_fusion_resnet18", (64, 112, 112), dict(width=1, stages=3)),
+    ("slow_fusion_resnet50", (64, 112, 112), dict(width=1, stages=2)),
 ])  # fmt: skip
 def test_receptive_fields_are_where_gradients_reach(name: str, size: tuple[int, int, int], options: dict[str, int]) -> None:
     model = models.build(name, ClipSpec(frames=size[0], size=size[1]), **options)
@@ -158,6 +159,32 @@ def test_published_sizes(name: str) -> None:
         model = models.build(name, spec, [str(i) for i in range(classes)])
     cost = models.cost(model)
     assert (cost["params"], round(cost["gmacs"], 2)) == (params, gmacs)
+
+
+def bottlenecks(kernel: int, stem: int, width: int = 64) -> int:
+    """Parameters of a ResNet-50 without its head, by the formula of He et al. 2016, whose middle convolutions have so many
+    places and whose stem so many weights a channel."""
+    total, width_in = stem * width + 2 * width, width
+    for stage, blocks in enumerate((3, 4, 6, 3)):
+        middle = width << stage
+        for block in range(blocks):
+            weights = width_in * middle + kernel * middle**2 + middle * 4 * middle
+            total += weights + 2 * (middle + middle + 4 * middle)
+            total += 0 if block else width_in * 4 * middle + 2 * 4 * middle  # the shortcut
+            width_in = 4 * middle
+    return total
+
+
+def test_parameters_of_those_of_50_layers() -> None:
+    """As many as the formula says, which gives the published 25,557,032 of the picture network with 1,000 classes."""
+    assert bottlenecks(9, 3 * 49) + 2048 * 1000 + 1000 == 25_557_032
+    with torch.device("meta"):
+        fc = models.build("late_fusion_fc_resnet50", ClipSpec(frames=4, size=64), CLASSES)
+        slow = models.build("slow_fusion_resnet50", models.clip_of("slow_fusion_resnet50"), CLASSES)
+    head = 2048 * len(CLASSES) + len(CLASSES)
+    joined = 4 * 2048 * 2 * 2 * 2048 + 2048  # the maps of 4 frames, 2x2 places each
+    assert sum(p.numel() for p in fc.parameters()) == bottlenecks(9, 3 * 49) + joined + head
+    assert sum(p.numel() for p in slow.parameters()) == bottlenecks(27, 3 * 3 * 49) + head
 
 
 # Identities --------------------------------------------------------------------------------------------------------------

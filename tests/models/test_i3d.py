@@ -225,21 +225,3 @@ def test_the_smallest_clips_are_taken(name: str, shape: tuple[int, int, int]) ->
     with torch.no_grad():
         tokens = small(name).eval()(torch.zeros(1, frames, 3, height, width))["tokens"]
     assert tokens.shape[1] == 1 and tokens.isfinite().all()
-
-
-@pytest.mark.parametrize("name", i3d.VARIANTS)
-def test_receptive_field_is_what_a_gradient_reaches(name: str) -> None:
-    """A value in the middle of a long, wide clip depends on as many frames as the table says (rows are too many to run)."""
-    model = small(name, width=8).eval()
-    field = model.receptive_field()
-    assert field is not None
-    for module in model.modules():  # maxima become means and ReLUs lines, so that nothing hides what is seen
-        if isinstance(module, nn.Conv3d):
-            nn.init.ones_(module.weight)
-    frames = field[0] + 40
-    clip = torch.rand(1, frames, 3, 16, 16, requires_grad=True)
-    tokens = model(clip * 255)["tokens"]
-    slots = tokens.unflatten(1, (-(-frames // (2 if name == "i3d_r50" else 8)), -1))
-    (gradient,) = torch.autograd.grad(slots[0, slots.shape[1] // 2].sum(), clip)
-    seen = gradient.abs().sum(dim=(0, 2, 3, 4)).nonzero()
-    assert 1 < len(seen) <= field[0] and int(seen[-1] - seen[0]) + 1 <= field[0]

@@ -127,7 +127,7 @@ def test_the_tokens_at_places_are_those_that_a_mask_chooses() -> None:
     chosen = masking.make("random", (2, 3, 4), 0.5, 3, torch.Generator().manual_seed(0))
     tokens = torch.arange(3 * 24 * 5).view(3, 24, 5)
     wanted = torch.stack([sample[rows] for sample, rows in zip(tokens, chosen, strict=True)])
-    assert torch.equal(_tokens.gather(tokens, _tokens.places(chosen)), wanted)
+    assert torch.equal(_tokens.gather(tokens, _tokens.places(~chosen).visible), wanted)
 
 
 @pytest.mark.parametrize("first", [1, 5, 11])

@@ -109,7 +109,22 @@ def test_positions_are_relative() -> None:
 def test_published_parameters(name: str, millions: float) -> None:
     with torch.device("meta"):
         model = models.build(name, models.clip_of(name))
-    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.06)
+        sizes = model.options
+        peer = transformers.VJEPA2Model(
+            transformers.VJEPA2Config(
+                hidden_size=sizes["width"],
+                num_hidden_layers=sizes["depth"],
+                num_attention_heads=sizes["heads"],
+                mlp_ratio=sizes["mlp_ratio"],
+                patch_size=16,
+                tubelet_size=2,
+                crop_size=256,
+                frames_per_clip=64,
+            )
+        )
+    params = sum(p.numel() for p in model.parameters())
+    assert params == sum(p.numel() for p in peer.encoder.parameters())
+    assert params / 1e6 == pytest.approx(millions, rel=0.06)
     assert model.grid == (32, 16, 16) and model.attended_pairs() == 8192**2
 
 

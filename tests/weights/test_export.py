@@ -5,6 +5,8 @@ import io
 import json
 import os
 import re
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -203,3 +205,25 @@ def test_what_cannot_be_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(CheckpointError, match="the graph differs from the model by .*: nothing was written"):
         export(model(), tmp_path / "out", "torch")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_flow_by_opencv_leaves_pytorch_but_not_python(
+    motion_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What OpenCV computes is an operation of ours: a process that only opens the graph must know it, and ONNX cannot hold it."""
+    pytest.importorskip("cv2", reason="OpenCV (extra [flow]) is not installed")
+    pytest.importorskip("onnxruntime", reason="onnxruntime (extra [export]) is not installed")
+    save(models.build("two_stream_resnet18", ClipSpec(frames=4, size=64), ("a", "b"), width=8).eval(), tmp_path / "model")
+    assert main(["export", str(tmp_path / "model"), str(tmp_path / "onnx"), "--to", "onnx"]) == 2
+    said = capsys.readouterr().err
+    assert "calls tubelet.classical_flow" in said and "--to torch" in said and "estimator raft_small" in said
+    assert said.count("\n") == 1 and sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+    assert main(["export", str(tmp_path / "model"), str(tmp_path / "torch"), "--to", "torch"]) == 0
+    video = str(next(motion_folder.rglob("*.mp4")))
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "model"), video, "--clips", "1", "--json"]) == 0
+    ours = json.loads(capsys.readouterr().out)[0]["top"]
+    words = [sys.executable, "-m", "tubelet", "predict", str(tmp_path / "torch"), video, "--clips", "1", "--json"]
+    theirs = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)[0]["top"]
+    assert [one["class"] for one in theirs] == [one["class"] for one in ours]
+    np.testing.assert_allclose(*([one["probability"] for one in side] for side in (ours, theirs)), atol=1e-5)

@@ -34,7 +34,10 @@ def command(*names: str, json: bool = False) -> None:
         }
         for row in rows
     ]
-    table(shown, {key: HEADINGS.get(key, key) for key in shown[0]})
+    table(shown, {key: HEADINGS.get(key, key) for key in shown[0] if key != "note"})
+    for row in rows:
+        if row["note"]:
+            print(f"{row['name']}: {row['note']}")
 
 
 HEADINGS = {"gmacs": "GMAC", "receptive_field": "field", "attended_pairs": "pairs", "stride_frames": "stride", "size": "pixels"}

@@ -14,6 +14,7 @@ def command(
     top: int = 5,
     clips: int = 5,
     crops: int | None = None,
+    frames: bool = False,
     device: str = "auto",
     engine: Literal["local", "torchrun", "ray"] | None = None,
     out: str = "predictions",
@@ -40,6 +41,8 @@ def command(
         Windows in time per video.
     crops
         Crops of each window, averaged like the windows. Default: 3, or 1 for a model that sees the whole frame squeezed.
+    frames
+        Also print the most probable class of every frame, of a model that tells one a frame (cnn_lstm_resnet18_per_frame).
     device
         "auto", "cpu" or "cuda".
     engine
@@ -59,13 +62,15 @@ def command(
     from functools import partial
 
     from tubelet.cli._partitions import answer_all
-    from tubelet.errors import DataError, VideoError
+    from tubelet.errors import ConfigError, DataError, VideoError
     from tubelet.predict import predict, predict_table
     from tubelet.train.device import choose_device
     from tubelet.weights.load import load_model
 
     if not videos:
         raise DataError("no video given: tubelet predict MODEL VIDEO...")
+    if engine and frames:
+        raise ConfigError("--frames is not kept by --engine, whose rows are of whole videos: leave one of them out")
     if engine:
         table = partial(predict_table, clips=clips, crops=crops, top=top, batch_size=batch_size, workers=workers)
         asked = {"what": "predict", "clips": clips, "crops": crops, "top": top}
@@ -74,7 +79,7 @@ def command(
     answers, failed = [], 0
     for path in videos:
         try:
-            answer = predict(network, path, clips, crops, top)
+            answer = predict(network, path, clips, crops, top, frames=frames)
         except VideoError as error:
             failed += 1
             note(f"error: {error}")
@@ -97,5 +102,8 @@ def _print(path: str, answer: "Prediction") -> None:
         print(f"  {probability:6.1%}  {name}")
     spans = ", ".join(f"{clip[0]:.2f}-{clip[-1]:.2f}" for clip in answer.seconds)
     print(f"  looked at seconds {spans}; {len(answer.seconds[0])} frames each, {answer.crops} crop{'s' * (answer.crops > 1)}")
+    for clip in answer.frames:
+        for second, name, probability in clip:
+            print(f"  {second:9.2f} s  {probability:6.1%}  {name}")
     for warning in answer.warnings:
         print(f"  note: {warning}")

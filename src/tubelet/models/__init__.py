@@ -2,8 +2,9 @@
 
 A family file has PAPER, VARIANTS (name -> sizes) and build(name, spec, class_names, **options); where the paper shows a variant
 other clips than 16 frames of 224 pixels at stride 4, CLIPS (name -> ClipSpec) has them; where its size is published with another
-number of classes than 400, CLASSES says which. Its model has .name, .spec, .class_names, .options (what rebuilds it), .depth,
-.depth_of(parameter), .head_parameters(), and maps frames to named tensors.
+number of classes than 400, CLASSES says which; where a count is not the published one, NOTES (name -> a line) says why. Its model
+has .name, .spec, .class_names, .options (what rebuilds it), .depth, .depth_of(parameter), .head_parameters(), and maps frames to
+named tensors.
 """
 
 import inspect
@@ -69,7 +70,7 @@ def _is_grid(value: Any) -> bool:
 def options_of(name: str) -> list[str]:
     """The options that `build` takes for a variant; ConfigError naming the nearest for an unknown one."""
     known = variants()
-    family = known[find.choose(name, known, "model")]
+    family = known[find.choose(name, known, "model", "tubelet models")]
     return list(inspect.signature(type_of(family).__init__).parameters)[4:]
 
 
@@ -109,13 +110,14 @@ def cost(model: Model, mask: torch.Tensor | None = None) -> dict[str, Any]:
 def list_models(names: Sequence[str] = (), seen: Callable[[int, int], None] = lambda done, all: None) -> list[dict[str, Any]]:
     """One row a variant as its paper prints it, a classifier of 400 classes if it says no other number, of the clips of its paper:
     name, family, params, gmacs, receptive_field ([frames, rows, columns] or None), attended_pairs (int or None),
-    frames, stride_frames, size, paper.
+    frames, stride_frames, size, paper, note (why it differs from what was published, or None).
 
     names: variants or families, all of them by default; ConfigError for one that there is not. Counting takes a quarter of a
     second a variant: `seen` is told (done, all).
     """
     families = {name: family.__name__.rpartition(".")[2] for name, family in variants().items()}
-    wanted = {find.choose(name, dict.fromkeys([*families, *families.values()]), "model or family") for name in names}
+    known = dict.fromkeys([*families, *families.values()])
+    wanted = {find.choose(name, known, "model or family", "tubelet models") for name in names}
     chosen = [name for name, family in families.items() if not wanted or {name, family} & wanted]
     rows = []
     for done, name in enumerate(chosen, start=1):
@@ -126,16 +128,17 @@ def list_models(names: Sequence[str] = (), seen: Callable[[int, int], None] = la
         field = model.receptive_field()
         row = {"name": name, "family": families[name], **cost(model)}
         row |= {"receptive_field": field and list(field), "attended_pairs": model.attended_pairs()}
-        rows.append(
-            row | {"frames": clip.frames, "stride_frames": clip.stride_frames, "size": clip.size, "paper": family.PAPER}
-        )
+        row |= {"frames": clip.frames, "stride_frames": clip.stride_frames, "size": clip.size, "paper": family.PAPER}
+        rows.append(row | {"note": getattr(family, "NOTES", {}).get(name)})
         seen(done, len(chosen))
     return rows
 
 
 def clip_of(name: str) -> ClipSpec:
     """The clips that the paper shows a variant."""
-    clip: ClipSpec = getattr(variants()[find.choose(name, variants(), "model")], "CLIPS", {}).get(name, ClipSpec())
+    clip: ClipSpec = getattr(variants()[find.choose(name, variants(), "model", "tubelet models")], "CLIPS", {}).get(
+        name, ClipSpec()
+    )
     return clip
 
 

@@ -73,8 +73,8 @@ def _check(state: Iterable[str], wanted: Sequence[str]) -> None:
 
 
 def nearest(key: str, left: Sequence[str]) -> str:
-    """Which of those left over a missing weight may be, for a message."""
-    near = get_close_matches(key, left, n=1, cutoff=0.75)
+    """Which of those left over a missing weight may be, for a message. That of another block or layer is not this one misspelt."""
+    near = get_close_matches(key, [one for one in left if re.sub(r"\d+", "", one) != re.sub(r"\d+", "", key)], n=1, cutoff=0.9)
     return f" (left over is {near[0]})" if near else ""
 
 

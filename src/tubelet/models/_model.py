@@ -28,6 +28,23 @@ class Model(nn.Module):
     grid_of: Callable[..., Triple]
     reads_text: bool = False  # whether it has a text encoder
 
+    def __call__(self, frames: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """As torch's; ConfigError for what is no batch of clips, whatever the family makes of clips."""
+        own = f"it was built for {self.spec.frames} frames of {self.spec.size}x{self.spec.size} with 3 colours"
+        if frames.ndim != 5:
+            one = ", for one clip frames[None]" if frames.ndim == 4 else ""
+            raise ConfigError(
+                f"{self.name} got frames of shape {tuple(frames.shape)}; it takes clips (batch, frames, colours, height, width)"
+                f"{one}; {own}"
+            )
+        t, c, h, w = frames.shape[1:]
+        if min(t, c, h, w) < 1:  # the batch is left alone: to compare it would fix it in an exported graph
+            raise ConfigError(
+                f"{self.name} got clips of {t} frames of {w}x{h} with {c} colours, which hold nothing; {own} (clip.frames and "
+                "clip.size)"
+            )
+        return super().__call__(frames, *args, **kwargs)
+
     def init_weights(self) -> None:
         """Set every first value."""
         raise NotImplementedError

@@ -10,7 +10,7 @@ Whatever the first two get right can be told without motion: shuffling the frame
 "toy", two convolutions that can be followed by hand; ResNet-18 and 50; and `single_frame` itself, a small residual network.
 
 How ours differs: the paper's networks are AlexNets, on two frames where they fuse late; slow fusion is the 3D ResNet-18 of Tran
-et al. 2018, whose stages reach over time where the paper's first three layers do.
+et al. 2018 (or its bottleneck kin with 50 layers), whose stages reach over time where the paper's first three layers do.
 
 B batch, T frames, C colours, D width, K classes, N tokens; H' and W' rows and columns of the last map.
 """
@@ -106,6 +106,11 @@ def resnet18_3d(colours: int, width: int, stages: int) -> Trunk:
     return first_stages(ResNet3d(width), stages)
 
 
+def resnet50_3d(colours: int, width: int, stages: int) -> Trunk:
+    """The first stages of the 3D ResNet-50."""
+    return first_stages(ResNet3d(width, 50), stages)
+
+
 def first_stages(net: ResNet | ResNet3d, stages: int) -> Trunk:
     """Each stage is twice as wide as the one before it."""
     stem = net.stem if isinstance(net, ResNet3d) else nn.Sequential(net.conv1, net.bn1, nn.ReLU(), net.maxpool)
@@ -122,15 +127,17 @@ NETWORKS = {
     "late_fusion_pool_resnet50": ("late pool", resnet50, 64, 4),
     "late_fusion_fc_toy": ("late fc", toy, 12, 1),
     "late_fusion_fc_resnet18": ("late fc", resnet18, 64, 4),
+    "late_fusion_fc_resnet50": ("late fc", resnet50, 64, 4),
     "early_fusion_toy": ("early", toy, 12, 1),
     "early_fusion_resnet18": ("early", resnet18, 64, 4),
     "early_fusion_resnet50": ("early", resnet50, 64, 4),
     "slow_fusion_toy": ("slow", toy_3d, 12, 1),
     "slow_fusion_resnet18": ("slow", resnet18_3d, 64, 4),
+    "slow_fusion_resnet50": ("slow", resnet50_3d, 64, 4),
 }
 VARIANTS: dict[str, dict[str, Any]] = {name: dict(width=row[2], stages=row[3]) for name, row in NETWORKS.items()}
 CLIPS = {name: ClipSpec(frames=20, size=64) for name in VARIANTS if name.endswith("_toy")}
-CLIPS["slow_fusion_resnet18"] = ClipSpec(frames=16, size=112, stride_frames=1)
+CLIPS |= dict.fromkeys(("slow_fusion_resnet18", "slow_fusion_resnet50"), ClipSpec(frames=16, size=112, stride_frames=1))
 
 
 class Fusion(Model):

@@ -30,6 +30,8 @@ from tubelet.records import ClipSpec
 from tubelet.video.normalize import normalize
 
 PAPER = "Li et al. 2022, arXiv:2112.01526"
+CARRIED = "GMAC published, without the channels that carry positions through attention here"
+NOTES = {"mvitv2_small": f"64.224 {CARRIED}", "mvitv2_base": f"225 {CARRIED}"}
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "mvitv2_small": dict(width=96, heads=1, blocks=(1, 2, 11, 2)),
@@ -233,7 +235,9 @@ class MViT(Model):
         """Token grid (T slots, rows, columns) of a clip behind the first convolution; ConfigError when it is not in colour."""
         if colours != 3:
             raise ConfigError(
-                f"{self.name} got clips of {colours} colours; it takes 3 (red, green, blue), of any frames and size"
+                f"{self.name} got clips of {frames} frames of {width}x{height} with {colours} colours; it takes 3 colours, any "
+                "number of frames and any size (clip.frames and clip.size are free; repeat one colour: frames.expand(-1, -1, 3, "
+                "-1, -1))"
             )
         return pooled((frames, height, width), self.tubelet)
 

@@ -26,6 +26,7 @@ from tubelet.video.normalize import normalize
 
 PAPER = "Teed and Deng 2020, arXiv:2003.12039"
 CLASSES = 0  # the published size is that of the network without a head
+NOTES = {"raft_large": "211.0 GMAC published: they bring the flow of all 12 updates to full size, here only the last one is"}
 
 # small: bottleneck blocks, no norm in the context encoder, one 3x3 GRU, bilinear upsampling. widths: of the encoders' stages.
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -249,7 +249,9 @@ class Swin(Model):
         """Token grid (T slots, rows, columns) of a clip, the last ones filled up; ConfigError when it is not in colour."""
         if colours != 3:
             raise ConfigError(
-                f"{self.name} got clips of {colours} colours; it takes 3 (red, green, blue), of any frames and size"
+                f"{self.name} got clips of {frames} frames of {width}x{height} with {colours} colours; it takes 3 colours, any "
+                "number of frames and any size (clip.frames and clip.size are free; repeat one colour: frames.expand(-1, -1, 3, "
+                "-1, -1))"
             )
         t, h, w = self.tubelet
         return -(-frames // t), -(-height // h), -(-width // w)

@@ -45,8 +45,8 @@ def build(name: str, spec: ClipSpec, class_names: Sequence[str] = (), **options:
     return TwoStream(name, spec, tuple(class_names), **{**VARIANTS[name], **options})
 
 
-# An operation of torch's, so that tracing and counting pass by what OpenCV does. An exported program calls it by name: who runs
-# one imports this module first, and has OpenCV.
+# An operation of torch's, so that tracing and counting pass by what OpenCV does. An exported program calls it by name: who opens
+# one imports this module first (`weights/pt2.py` does), and has OpenCV.
 @torch.library.custom_op("tubelet::classical_flow", mutates_args=())
 def classical_flow(frames: Tensor, estimator: str) -> Tensor:
     """float32 (B,T-1,2,H,W) of clips (B,T,3,H,W) with values 0..255, by `tubelet.video.flow`."""
@@ -74,7 +74,7 @@ def _mean_of_logs(logs: Tensor, dim: int) -> Tensor:
 
 class TwoStream(Model):
     """estimator is "dis" or "farneback" (OpenCV, extra `[flow]`), or a RAFT that is part of the model and stays as it is:
-    "raft_small" or "raft_large", useful once it has weights, `model.raft.load_state_dict(raft.from_torchvision(state))`.
+    "raft_small" or "raft_large", useful once it has weights (`--init-flow FILE`, or `tubelet.weights.flow.begin`).
 
     width is the number of channels after a ResNet's stem. Of what OpenCV does nothing is counted as GMAC.
     """

@@ -86,7 +86,7 @@ def rungs(chosen: str = "", inits: Sequence[str] = ()) -> list[Rung]:
 def _rung(word: str) -> Rung:
     first, *options = re.split(":" + OUTSIDE, word)
     name, equals, variant = first.partition("=")
-    variant = find.choose(variant if equals else name, models.variants(), "model")
+    variant = find.choose(variant if equals else name, models.variants(), "model", "tubelet models")
     if not re.fullmatch(r"\w[\w.+-]*", name):
         raise ConfigError(f"--models has {first!r}: a name is that of a folder, of letters, digits and .+-_")
     sizes = dict(LADDER.get(variant, {}))

@@ -164,12 +164,14 @@ class RunConfig:
 @dataclass(frozen=True)
 class TrainConfig:
     """A whole run. The section named like the objective holds its settings; `init` is a model to start from, `init_text` a folder
-    with a CLIP or sentence-embedding model (transformers' layout) that the text tower starts from."""
+    with a CLIP or sentence-embedding model (transformers' layout) that the text tower starts from, `init_flow` torchvision's
+    file of the RAFT within a two-stream model."""
 
     out: str
     objective: str = "masked"
     init: str | None = None
     init_text: str | None = None
+    init_flow: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
     clip: ClipSpec = field(default_factory=ClipSpec)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

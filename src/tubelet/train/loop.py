@@ -34,6 +34,7 @@ from tubelet.train.log import Log, Progress, environment, say
 from tubelet.train.meter import Meter
 from tubelet.views import view_batches
 from tubelet.weights.checkpoint import refuse_old
+from tubelet.weights.flow import begin as begin_flow
 from tubelet.weights.load import load_model, transfer
 from tubelet.weights.save import save as save_model
 from tubelet.weights.text import begin as begin_text
@@ -401,6 +402,9 @@ def new_model(config: TrainConfig, train_set: Dataset, with_classes: bool, start
     if config.init_text and start:
         begin_text(model, config.init_text)
         say(f"the text tower starts from {config.init_text}")
+    if start and (config.init_flow or not config.init):  # a model to start from has its own
+        for name in begin_flow(model, config.init_flow):
+            say(f"the flow is that of {name} from {config.init_flow}")
     return model
 
 

@@ -186,10 +186,15 @@ def _to_onnx(graph: Graph, example: Tensor, folder: Path, int8: bool, dynamic: b
         raise MissingExtraError(f"--to onnx needs {error.name}: pip install 'tubelet[export]'") from error
     names = ["probabilities", "embedding"] if graph.model.class_names else ["embedding"]
     file = folder / FILES["onnx"]
-    with _quiet():
-        program = torch.onnx.export(
-            _program(graph, example, dynamic), dynamo=True, input_names=["frames"], output_names=names, verbose=False
+    traced = _program(graph, example, dynamic)
+    own = {str(node.target) for node in traced.graph.nodes if str(node.target).startswith("tubelet.")}
+    if own:
+        raise ConfigError(
+            f"{graph.model.name} calls {', '.join(sorted(own))}, which is Python and cannot be in an ONNX graph: export --to "
+            "torch, or train one whose flow is a network (--model.options.estimator raft_small)"
         )
+    with _quiet():
+        program = torch.onnx.export(traced, dynamo=True, input_names=["frames"], output_names=names, verbose=False)
         assert program is not None
         program.save(file, external_data=sum(p.numel() for p in graph.parameters()) > 400_000_000)
     if int8:

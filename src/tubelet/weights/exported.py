@@ -86,6 +86,8 @@ def open_folder(folder: Path) -> Exported:
         wanted = {"logits": (1, len(graph.class_names))} if graph.class_names else {}
         if found != wanted | {"embedding": (1, graph.width)}:
             raise ValueError(f"it gives {found}")
+    except MissingExtraError:
+        raise
     except Exception as error:  # a clip of another shape fails as the runtime has it
         what = " ".join(str(error).split())
         raise CheckpointError(

@@ -31,6 +31,8 @@ def load(file: Path) -> torch.export.ExportedProgram:
     """The graph in a file; CheckpointError, one line, for a file that holds more. What is damaged fails as torch has it."""
     from torch.export.pt2_archive._package import load_pt2  # torch.export.load would try an older format, of pickles
 
+    import tubelet.models.two_stream  # noqa: F401 - a graph may call tubelet::classical_flow, which is known from then on
+
     strange = next(_strange(file), None)
     if strange:
         raise CheckpointError(f"{file} holds more than a graph ({strange}), which is never run: export the model again")
