@@ -81,6 +81,12 @@ def wait_for(process: "subprocess.Popen[str]", condition: Callable[[], object]) 
         time.sleep(0.002)
 
 
+def wait_for_a_draft(process: "subprocess.Popen[str]", checkpoints: Path) -> None:
+    """A checkpoint is being written; what was left of one before does not count."""
+    for there in (False, True):
+        wait_for(process, lambda there=there: any(checkpoints.glob(".step_*.tmp")) == there)  # type: ignore[misc]
+
+
 def killed_at(videos: Path, run: Path, steps: int, **environment: str) -> None:
     """A run that is killed once it has logged `steps`; another one where it was over by then."""
     for _ in range(TRIES):
@@ -254,7 +260,7 @@ def test_twenty_kills(videos: Path, reference: Path, tmp_path: Path) -> None:
     while hits < 20:
         process, steps = start(videos, run, "--run.checkpoint-every", "1"), len(logged(run))
         if hits % 2:
-            wait_for(process, lambda: any(folder.glob(".step_*.tmp")) and len(logged(run)))
+            wait_for_a_draft(process, folder)
         else:
             wait_for(process, lambda steps=steps: len(logged(run)) > steps)  # type: ignore[misc]
             time.sleep(chance.random() * 0.05)
@@ -283,7 +289,7 @@ def test_one_of_two_is_killed_while_both_write(videos: Path, tmp_path: Path) -> 
     folder = run / "checkpoints"
     while hits < 6:
         process = start(videos, run, *every, processes=2)
-        wait_for(process, lambda: any(folder.glob(".step_*.tmp")))
+        wait_for_a_draft(process, folder)
         pids = sorted(workers_of(process.pid))
         os.kill(pids[hits % 2], signal.SIGKILL)
         code, text = finish(process)

@@ -330,7 +330,9 @@ def test_every_way_of_continuing_ends_the_same(data: Path, tmp_path: Path) -> No
             for config, stop in runs:
                 run_here(config, stop)
         else:
-            done = launch(tmp_path / "jobs", [{"config": config, "stop": stop} for config, stop in runs], processes, 3 * PATIENCE)
+            done = launch(
+                tmp_path / "jobs", [{"config": config, "stop": stop} for config, stop in runs], processes, 3 * PATIENCE
+            )
             assert done.returncode == 0, done.stderr
 
     reference = run_here(make("reference", "auto"))
