@@ -81,7 +81,9 @@ def data(motion_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def launch(folder: Path, runs: list[dict[str, Any]], processes: int = 2) -> subprocess.CompletedProcess[str]:
+def launch(
+    folder: Path, runs: list[dict[str, Any]], processes: int = 2, patience: float = PATIENCE
+) -> subprocess.CompletedProcess[str]:
     """Carry out runs, each {"config": ..., "stop": ..., "fail": ...}, on so many processes."""
     folder.mkdir(exist_ok=True)
     jobs = []
@@ -93,7 +95,7 @@ def launch(folder: Path, runs: list[dict[str, Any]], processes: int = 2) -> subp
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     program = [str(Path(__file__).with_name("together.py")), str(folder / "jobs.json")]
     return subprocess.run([sys.executable, *words, *program], capture_output=True, text=True, check=False,
-                          env=ENVIRONMENT, timeout=PATIENCE)  # fmt: skip
+                          env=ENVIRONMENT, timeout=patience)  # fmt: skip
 
 
 def run_here(config: TrainConfig, stop: int | None = None) -> Path:
@@ -352,7 +354,7 @@ def test_four_processes_and_back(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_every_way_of_continuing_ends_the_same(data: Path, tmp_path: Path) -> None:
     """Begun on 1, 2 or 4 processes with DDP or FSDP2, stopped half-way, continued on each of the others."""
     ways = {"alone": (1, "auto"), "ddp2": (2, "ddp"), "fsdp2": (2, "fsdp"), "ddp4": (4, "ddp"), "fsdp4": (4, "fsdp")}
@@ -365,7 +367,9 @@ def test_every_way_of_continuing_ends_the_same(data: Path, tmp_path: Path) -> No
             for config, stop in runs:
                 run_here(config, stop)
         else:
-            done = launch(tmp_path / "jobs", [{"config": config, "stop": stop} for config, stop in runs], processes)
+            done = launch(
+                tmp_path / "jobs", [{"config": config, "stop": stop} for config, stop in runs], processes, 3 * PATIENCE
+            )
             assert done.returncode == 0, done.stderr
 
     reference = run_here(make("reference", "auto"))
