@@ -29,7 +29,7 @@ check: $(INSTALLED)  ## lint, format and type check
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(INSTALLED)  ## our speed beside what one would run today, into docs/benchmarks (QUICK=1: a trial of 3 minutes; ONLY="decode load": these parts)
+bench: $(INSTALLED)  ## our speed beside what one would run today, into docs/benchmarks (QUICK=1 for a trial of 3 minutes, ONLY="decode load" for these parts)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/run.py $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
 docs: $(INSTALLED)  ## build the documentation site into site/

@@ -5,8 +5,9 @@
 Every point is measured in a process of its own, which is a copy of this one: processor time of one call after one that warms
 up, and the peak of memory above what the copy held after the least of its kind (a step of 4 tokens, a set of one video, a
 video of 2 seconds). Rounds go through all points; medians. The exponent p of a curve says y ~ x^p: 0 is constant, 1 linear,
-2 quadratic. The model is small so that it is quick: VideoMAE of width 96, depth 4, patch 8, tubelet 2. Videos of a set are
-links to one small file.
+2 quadratic. All clips of the longest video together are below one portion (`views.PORTION_BYTES`), so that curve's memory grows:
+it does not show what holds beyond. The model is small so that it is quick: VideoMAE of width 96, depth 4, patch 8, tubelet 2.
+Videos of a set are links to one small file.
 """
 
 import argparse
