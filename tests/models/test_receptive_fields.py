@@ -64,9 +64,9 @@ def test_it_is_exactly_what_a_gradient_reaches(name: str, sizes: dict[str, objec
     assert wanted is None or field == wanted
     open_all(net)
     pictures = name in ("cnn_lstm_resnet18", "cnn_lstm_resnet50")
-    for axis in (1, 2) if pictures else (0, 1, 2):
+    for axis in (1, 2) if pictures else (0, 1) if name == "i3d_inception" else (0, 1, 2):
         long = -(-2 * field[axis] // 32) * 32 + 64
-        shape = [16, 32, 32]
+        shape = [24, 96, 96] if name == "i3d_inception" else [16, 32, 32]  # a mean takes nothing smaller than its kernel
         shape[axis] = long
         found = reached(net, tuple(shape[1:]), axis - 1) if pictures else reached(net, tuple(shape), axis)
         assert found == field[axis], f"axis {axis}"
