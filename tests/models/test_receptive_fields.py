@@ -34,10 +34,10 @@ def open_all(net: nn.Module) -> None:
 
 
 def reached(net: nn.Module, shape: tuple[int, ...], axis: int) -> int:
-    """How many places of the input along an axis move the middle value of the output."""
+    """How many places of the input along an axis move the middle of the output, in any channel (Inception's first ones see less)."""
     x = torch.ones(1, 3, *shape, dtype=torch.float64, requires_grad=True)
     y: Tensor = net(x)
-    (gradient,) = torch.autograd.grad(y[(0, 0, *(size // 2 for size in y.shape[2:]))], x)
+    (gradient,) = torch.autograd.grad(y[(0, ..., *(size // 2 for size in y.shape[2:]))].sum(), x)
     others = [other for other in range(x.ndim) if other != axis + 2]
     seen = gradient.abs().sum(others).nonzero()
     return int(seen.max() - seen.min()) + 1
