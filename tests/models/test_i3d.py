@@ -200,6 +200,7 @@ def test_every_weight_that_does_not_fit_is_named() -> None:
     text = str(caught.value)
     assert all(f"left over layer5.{number}.conv1.weight" in text for number in range(9))
     assert "missing layer1.0.bn1.weight" in text and "num_batches_tracked" not in text
+    assert "left over is" not in text, "another layer's weight is not this one misspelt"
     assert "conv1.weight is (8, 1, 5, 7, 7), wanted (8, 3, 5, 7, 7)" in text
     with pytest.raises(CheckpointError, match="left over inception3a.branch1.conv.weight"):
         i3d.inflate(picture_state("i3d_inception", 3), model)

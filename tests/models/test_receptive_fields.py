@@ -34,10 +34,10 @@ def open_all(net: nn.Module) -> None:
 
 
 def reached(net: nn.Module, shape: tuple[int, ...], axis: int) -> int:
-    """How many places of the input along an axis move the middle value of the output."""
+    """How many places of the input along an axis move the middle of the output, in any channel (Inception's first ones see less)."""
     x = torch.ones(1, 3, *shape, dtype=torch.float64, requires_grad=True)
     y: Tensor = net(x)
-    (gradient,) = torch.autograd.grad(y[(0, 0, *(size // 2 for size in y.shape[2:]))], x)
+    (gradient,) = torch.autograd.grad(y[(0, ..., *(size // 2 for size in y.shape[2:]))].sum(), x)
     others = [other for other in range(x.ndim) if other != axis + 2]
     seen = gradient.abs().sum(others).nonzero()
     return int(seen.max() - seen.min()) + 1
@@ -64,9 +64,9 @@ def test_it_is_exactly_what_a_gradient_reaches(name: str, sizes: dict[str, objec
     assert wanted is None or field == wanted
     open_all(net)
     pictures = name in ("cnn_lstm_resnet18", "cnn_lstm_resnet50")
-    for axis in (1, 2) if pictures else (0, 1, 2):
+    for axis in (1, 2) if pictures else (0, 1) if name == "i3d_inception" else (0, 1, 2):
         long = -(-2 * field[axis] // 32) * 32 + 64
-        shape = [16, 32, 32]
+        shape = [24, 96, 96] if name == "i3d_inception" else [16, 32, 32]  # a mean takes nothing smaller than its kernel
         shape[axis] = long
         found = reached(net, tuple(shape[1:]), axis - 1) if pictures else reached(net, tuple(shape), axis)
         assert found == field[axis], f"axis {axis}"

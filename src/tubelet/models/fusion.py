@@ -137,6 +137,8 @@ NETWORKS = {
 }
 VARIANTS: dict[str, dict[str, Any]] = {name: dict(width=row[2], stages=row[3]) for name, row in NETWORKS.items()}
 CLIPS = {name: ClipSpec(frames=20, size=64) for name in VARIANTS if name.endswith("_toy")}
+# The paper's two frames, 15 apart: its layer that joins would have 3.3 billion weights for the maps of 16.
+CLIPS["late_fusion_fc_resnet50"] = ClipSpec(frames=2, stride_frames=15)
 CLIPS |= dict.fromkeys(("slow_fusion_resnet18", "slow_fusion_resnet50"), ClipSpec(frames=16, size=112, stride_frames=1))
 
 
