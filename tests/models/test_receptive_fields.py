@@ -47,7 +47,7 @@ def reached(net: nn.Module, shape: tuple[int, ...], axis: int) -> int:
 @pytest.mark.parametrize(("name", "sizes", "wanted"), [
     ("c3d", dict(channels=1), (76, 150, 150)),
     ("i3d_r50", dict(width=1), None),
-    ("i3d_inception", dict(width=8), None),
+    pytest.param("i3d_inception", dict(width=8), None, marks=pytest.mark.slow),
     ("r2plus1d_18", dict(width=1), None),
     ("r2plus1d_34", dict(width=1), None),
     ("cnn_lstm_resnet18", dict(channels=1), (1, 435, 435)),
