@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ OPTIONS: dict[str, dict[str, dict[str, object]]] = {  # OpenCV is Python, which 
     "torch": {},
     "onnx": {"two_stream_resnet18": dict(estimator="raft_small")},
 }
+
+QUICK = ("cnn3d_lstm_resnet18", "early_fusion_resnet18", "two_stream_resnet18", "videomae_base")  # the others are slow
 
 # The process that opens them: all folders beside one another, the frames of each and what came of them.
 PROGRAM = """
@@ -67,8 +70,8 @@ def exported(name: str, to: str, folder: Path) -> Path:
     return place
 
 
-def check_elsewhere(to: str, folder: Path) -> None:
-    places = {name: exported(name, to, folder) for name in FIRST_OF_FAMILY}
+def check_elsewhere(names: Sequence[str], to: str, folder: Path) -> None:
+    places = {name: exported(name, to, folder) for name in names}
     subprocess.run([sys.executable, "-c", PROGRAM, str(folder / to)], check=True)
     errors = {name: (place / "error.txt").read_text() for name, place in places.items() if (place / "error.txt").exists()}
     assert not errors
@@ -77,14 +80,25 @@ def check_elsewhere(to: str, folder: Path) -> None:
         torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
 
 
-@pytest.mark.parametrize("name", FIRST_OF_FAMILY)
+@pytest.mark.parametrize("name", QUICK)
 def test_it_leaves_pytorch_as_a_graph_of_torchs(name: str, folder: Path) -> None:
     assert (exported(name, "torch", folder) / "graph" / "model.pt2").exists()
 
 
-@pytest.mark.timeout(900)
 def test_torchs_graphs_answer_in_another_process(folder: Path) -> None:
-    check_elsewhere("torch", folder)
+    check_elsewhere(QUICK, "torch", folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in FIRST_OF_FAMILY if name not in QUICK])
+def test_the_others_leave_pytorch_as_a_graph_of_torchs(name: str, folder: Path) -> None:
+    assert (exported(name, "torch", folder) / "graph" / "model.pt2").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_all_of_torchs_graphs_answer_in_another_process(folder: Path) -> None:
+    check_elsewhere(FIRST_OF_FAMILY, "torch", folder)
 
 
 @pytest.mark.slow
@@ -98,4 +112,4 @@ def test_it_leaves_pytorch_as_an_onnx_graph(name: str, folder: Path) -> None:
 @pytest.mark.timeout(900)
 @needs_onnx
 def test_onnx_graphs_answer_in_another_process(folder: Path) -> None:
-    check_elsewhere("onnx", folder)
+    check_elsewhere(FIRST_OF_FAMILY, "onnx", folder)

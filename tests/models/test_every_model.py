@@ -1,4 +1,4 @@
-"""What every variant of every family promises: named tensors, first values, gradients, round trips, training."""
+"""What every variant of every family promises: named tensors, first values, gradients, round trips, export, training."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from torch import nn
 
 from tubelet import models
 from tubelet.errors import ConfigError
+from tubelet.models._model import Model
 from tubelet.recipes.compare import LADDER
 from tubelet.records import ClipSpec
 from tubelet.train.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
@@ -107,6 +108,25 @@ def test_a_model_folder_gives_the_same_answers(name: str, tmp_path: Path) -> Non
     assert (back.name, back.spec, back.class_names, back.options) == (model.name, model.spec, model.class_names, model.options)
     with torch.no_grad():
         assert torch.equal(back(clips(model.spec))["logits"], model(clips(model.spec))["logits"])
+
+
+@pytest.mark.parametrize("name", FIRST_OF_FAMILY)
+def test_export_gives_the_same_answers(name: str) -> None:
+    class Logits(nn.Module):
+        def __init__(self, model: Model) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, frames: torch.Tensor) -> torch.Tensor:
+            return self.model(frames)["logits"]
+
+    model = Logits(small(name, ("a", "b", "c")).eval())
+    frames = clips(model.model.spec).float()
+    model(frames)  # position tables are made at the first call, and kept
+    exported = torch.export.export(model, (frames,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},))
+    other = clips(model.model.spec, batch=3, seed=1).float()
+    with torch.no_grad():
+        torch.testing.assert_close(exported.module()(other), model(other), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", FIRST_OF_FAMILY)

@@ -200,7 +200,7 @@ def test_two_processes_in_bf16_end_near_where_one_does(finished: Callable[[str],
     assert_close(fsdp, ddp)  # which round the same
 
     def weights(run: Path, checkpoint: int) -> Tensor:
-        state = load_file(sorted((run / "checkpoints").iterdir())[checkpoint])
+        state = read(sorted((run / "checkpoints").iterdir())[checkpoint]).everything()
         return torch.cat([state[name].double().flatten() for name in sorted(state) if name.startswith("model.")])
 
     moved = (weights(alone, -1) - weights(alone, 0)).norm()
