@@ -35,11 +35,7 @@ def open_all(net: nn.Module) -> None:
 
 
 def reached(net: nn.Module, shape: tuple[int, ...], axis: int) -> int:
-<<<<<<< HEAD
-    """How many places of the input along an axis move the middle of the output, in any channel (Inception's first see less)."""
-=======
     """How many places of the input along an axis move the middle of the output in any channel (some see less)."""
->>>>>>> w-fix5
     x = torch.ones(1, 3, *shape, dtype=torch.float64, requires_grad=True)
     y: Tensor = net(x)
     (gradient,) = torch.autograd.grad(y[(0, ..., *(size // 2 for size in y.shape[2:]))].sum(), x)
