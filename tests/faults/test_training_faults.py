@@ -274,7 +274,7 @@ def test_twenty_kills(videos: Path, reference: Path, tmp_path: Path) -> None:
     code, text = finish(start(videos, run, "--run.checkpoint-every", "1"))
     assert code == 0, text
     print(f"20 kills, {within} within the writing of a checkpoint; steps done again: {lost}")
-    assert within >= 3 and max(lost) <= 1
+    assert within >= 3 and max(lost) <= 2  # the one that is being written, and the one after it
     assert_same(run, reference)
 
 
@@ -288,7 +288,8 @@ def test_one_of_two_is_killed_while_both_write(videos: Path, tmp_path: Path) -> 
     run, hits, within = tmp_path / "run", 0, 0
     folder = run / "checkpoints"
     while hits < 6:
-        process = start(videos, run, *every, processes=2)
+        process, steps = start(videos, run, *every, processes=2), len(logged(run))
+        wait_for(process, lambda steps=steps: len(logged(run)) > steps)  # type: ignore[misc]
         wait_for_a_draft(process, folder)
         pids = sorted(workers_of(process.pid))
         os.kill(pids[hits % 2], signal.SIGKILL)

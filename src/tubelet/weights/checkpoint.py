@@ -86,7 +86,7 @@ def refuse_old(folder: Path) -> None:
 
 def is_ours(path: Path) -> bool:
     """Whether a folder is a checkpoint of a run, however damaged what is in it may be."""
-    return path.is_dir() and (path.match(PATTERN) or (path / INDEX).exists())
+    return (path / INDEX).exists() or (path.match(PATTERN) and (path / "part_00001.safetensors").exists())
 
 
 def read(path: Path, verify: bool = True) -> Checkpoint:

@@ -32,8 +32,6 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Model:
     if is_ours(path):
         return _from_checkpoint(read(path), device)
     if path.is_file():
-        if path.parent.name == "checkpoints":
-            refuse_old(path.parent)
         return _foreign(path, device)
     for folder in (path, path / "model"):
         if is_folder(folder):
@@ -50,8 +48,10 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Model:
 def located(path: str | Path) -> Path:
     """Where a model lies: the path itself, or what a hub id was fetched to. CheckpointError where there is nothing."""
     path = Path(path)
+    if path.is_file() and path.parent.name == "checkpoints":
+        refuse_old(path.parent)
     if path.exists():
-        return path
+        return path.parent if path.is_file() and is_ours(path.parent) else path
     if is_hub_id(path):
         folder, revision = fetch(str(path))
         _say(f"{path}: revision {revision}")
