@@ -218,7 +218,9 @@ def test_no_name_of_the_picture_covers_another(monkeypatch: pytest.MonkeyPatch, 
         inside = axes.get_window_extent(renderer)
         assert all(inside.x0 <= box.x0 and box.x1 <= inside.x1 for box in boxes.values())
     below = [text.get_text() for legend in figures[0].legends for text in legend.get_texts()]
-    assert below == ([f"{number}  {name}" for number, name in zip(numbers, names, strict=True)] if models > picture.NAMED else [])
+    assert below == (
+        [f"{number}  {name}" for number, name in zip(numbers, names, strict=True)] if models > picture.NAMED else []
+    )
 
 
 def test_the_picture_of_what_is_not_measured_yet() -> None:

@@ -77,7 +77,9 @@ def test_timesformer_begins_with_separable_positions() -> None:
     torch.testing.assert_close(model._positions(grid), _tokens.separable_positions(grid, 48))
 
 
-@pytest.mark.parametrize(("name", "width"), [("base", 48), ("base", 96), ("base", 384), ("base_joint", 48), ("base_joint", 192)])
+@pytest.mark.parametrize(
+    ("name", "width"), [("base", 48), ("base", 96), ("base", 384), ("base_joint", 48), ("base_joint", 192)]
+)
 def test_mimetic_attention_of_timesformer_looks_one_moment_back_and_ahead(name: str, width: int) -> None:
     """Of random frames; every moment's weight on the same place one moment before and after."""
     torch.manual_seed(0)

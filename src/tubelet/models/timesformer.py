@@ -103,13 +103,11 @@ def look_to_neighbours(attention: BiasedAttention, axes: Sequence[tuple[int, int
     channels that queries and keys read.
 
     axes: (first channel, number of them) in which `separable_positions` tells the time and, where tokens of several places
-    attend together, the row and the column. Queries turn the sines and cosines of the time by one moment. Values and what is made of
-    them stay as they are. Attention that prefers no direction of time at first hardly finds one: what it sees of a clip and of its
-    reversal is the same.
+    attend together, the row and the column. Queries turn the sines and cosines of the time by one moment. Values and what is
+    made of them stay as they are, and so do rows of queries and keys that this leaves over: two zeros would never learn. Attention
+    that prefers no direction of time at first hardly finds one: what it sees of a clip and of its reversal is the same.
     """
     query, key, _ = attention.qkv.weight.chunk(3)  # views
-    query.zero_()
-    key.zero_()
     pairs = min(attention.size // len(axes), axes[0][1]) // 2  # of a sine and a cosine, the quickest of each axis
     gain = (SHARPNESS * attention.size**0.5 / max(1, pairs)) ** 0.5
     for head, first in enumerate(range(0, query.shape[0], attention.size)):
@@ -119,6 +117,7 @@ def look_to_neighbours(attention: BiasedAttention, axes: Sequence[tuple[int, int
             turns = torch.stack([angle.cos(), angle.sin(), -angle.sin(), angle.cos()], dim=1).view(-1, 2, 2)
             rows = slice(first + 2 * pairs * axis, first + 2 * pairs * (axis + 1))
             columns = slice(channel, channel + 2 * pairs)
+            query[rows], key[rows] = 0, 0
             query[rows, columns] = gain * torch.block_diag(*turns)
             key[rows, columns] = gain * torch.eye(2 * pairs, device=key.device)
     return [channel + i for channel, _ in axes for i in range(2 * pairs)]

@@ -1,5 +1,5 @@
-"""Accuracy against what it costs: one small panel each for GMAC, speed and parameters, a named point for every model, or a numbered one where
-they are many."""
+"""Accuracy against what it costs: one small panel each for GMAC, speed and parameters, a point for every model, named, or
+numbered where they are many."""
 
 import itertools
 import math
