@@ -209,20 +209,29 @@ def row(name: str, top1: float, params: float, **more: float) -> dict[str, Any]:
     return {"name": name, "weights": "random initialisation", "top1": top1, **numbers, **more}
 
 
-def test_no_name_of_the_picture_covers_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twelve models close together: all names are there, apart, and inside their panel."""
+@pytest.mark.parametrize("models", [picture.NAMED, 12, 17])
+def test_no_name_of_the_picture_covers_another(monkeypatch: pytest.MonkeyPatch, models: int) -> None:
+    """Models close together, most of them as good: all names are there, apart, and inside their panel; of many their numbers are,
+    and the names below."""
     figures = []
     monkeypatch.setattr(picture, "to_png", lambda figure: figures.append(figure) or b"")
-    rows = [row(f"model_{i}", 0.4 + 0.02 * i, 1e6 * 1.3 ** (5 * i % 12), clips_per_second=100.0 + 9 * i) for i in range(12)]
+    rows = [
+        row(f"model_{i}", min(1.0, 0.6 + 0.2 * i), 1e6 * 1.3 ** (5 * i % models), clips_per_second=100.0 + 9 * i)
+        for i in range(models)
+    ]
     picture.ladder([*rows, {"name": "chance", "weights": "chance", "top1": 0.1}])
+    names, numbers = [one["name"] for one in rows], [str(number) for number in range(1, models + 1)]
     renderer = figures[0].canvas.get_renderer()
     for axes in figures[0].axes:
         boxes = {text.get_text(): picture.Text.get_window_extent(text, renderer) for text in axes.texts}
-        assert set(boxes) == {one["name"] for one in rows}
-        names = list(boxes)
-        assert not [(a, b) for a in names for b in names if a < b and boxes[a].overlaps(boxes[b])]
+        assert set(boxes) == set(numbers if models > picture.NAMED else names)
+        assert not [(a, b) for a in boxes for b in boxes if a < b and boxes[a].overlaps(boxes[b])]
         inside = axes.get_window_extent(renderer)
         assert all(inside.x0 <= box.x0 and box.x1 <= inside.x1 for box in boxes.values())
+    below = [text.get_text() for legend in figures[0].legends for text in legend.get_texts()]
+    assert below == (
+        [f"{number}  {name}" for number, name in zip(numbers, names, strict=True)] if models > picture.NAMED else []
+    )
 
 
 def test_the_picture_of_what_is_not_measured_yet() -> None:

@@ -1,4 +1,5 @@
-"""Accuracy against what it costs: one small panel each for GMAC, speed and parameters, a labelled point for every model."""
+"""Accuracy against what it costs: one small panel each for GMAC, speed and parameters, a point for every model, named, or
+numbered where they are many."""
 
 import itertools
 import math
@@ -6,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
@@ -19,6 +21,7 @@ PANELS = {
     "params": ("million parameters", 1e6),
 }
 LABEL_SIZE = 8
+NAMED = 8  # of more models the points have numbers, in the order of the table, and the names stand below
 # Where a name may stand, best first: points right of and above its point, and the side of the text that is there.
 PLACES = [
     (8, 0, "left"), (-8, 0, "right"), (0, 10, "center"), (0, -10, "center"),
@@ -35,10 +38,12 @@ def ladder(rows: Sequence[Mapping[str, Any]], dark: bool = False) -> bytes:
     ink = DARK if dark else LIGHT
     chance = next((row["top1"] for row in rows if row["weights"] == "chance"), None)
     drawn = [row for row in rows if row["top1"] is not None and "params" in row]
-    figure = new_figure(10.4, 4.4 + 0.22 * max(0, len(drawn) - 8))  # names need room
+    numbered = len(drawn) > NAMED
+    names = {row["name"]: str(number) if numbered else row["name"] for number, row in enumerate(drawn, start=1)}
+    figure = new_figure(10.4, 4.4 + (0.06 * len(drawn) if numbered else 0))
     panels = figure.subplots(1, len(PANELS), sharey=True)
     points: dict[str, list[Point]] = {
-        key: [(row[key] / scale, 100 * row["top1"], row["name"]) for row in drawn if row.get(key)]
+        key: [(row[key] / scale, 100 * row["top1"], names[row["name"]]) for row in drawn if row.get(key)]
         for key, (_, scale) in PANELS.items()
     }
     colours = dict(zip((row["name"] for row in drawn), itertools.cycle(PALETTE), strict=False))
@@ -55,6 +60,12 @@ def ladder(rows: Sequence[Mapping[str, Any]], dark: bool = False) -> bytes:
         axes.margins(x=0.25, y=0.08)
         style(axes, ink, "Top-1, %" if axes is panels[0] else "", grid="y")
         plain_ticks(axes)
+    if numbered:
+        points_of = [Line2D([], [], marker="o", linestyle="", markersize=6, color=colour) for colour in colours.values()]
+        figure.legend(
+            points_of, [f"{number}  {name}" for name, number in names.items()], loc="outside lower center", ncols=5, frameon=False,
+            labelcolor=ink.text, fontsize=LABEL_SIZE, handletextpad=0.1, columnspacing=1.2,
+        )  # fmt: skip
     figure.canvas.draw()  # puts the axes in their places; names go where these leave room
     for axes, key in zip(panels, PANELS, strict=True):
         put_names(axes, points[key], ink)
