@@ -102,6 +102,7 @@ def test_all_of_torchs_graphs_answer_in_another_process(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @needs_onnx
 @pytest.mark.parametrize("name", FIRST_OF_FAMILY)
 def test_it_leaves_pytorch_as_an_onnx_graph(name: str, folder: Path) -> None:
