@@ -102,19 +102,21 @@ def look_to_neighbours(attention: BiasedAttention, channels: int) -> None:
     """First values of attention in time: every other head of a token looks one moment back, the rest one ahead.
 
     Queries and keys read nothing but the first `channels`, in which `separable_positions` tells the time, and the queries turn
-    theirs by one moment. Values and what is made of them stay as they are. Attention that prefers no direction of time at first
-    hardly finds one: what it sees of a clip and of its reversal is the same.
+    theirs by one moment. Values and what is made of them stay as they are, and so do rows of queries and keys that this leaves
+    over: two zeros would never learn. Attention that prefers no direction of time at first hardly finds one: what it sees of a clip
+    and of its reversal is the same.
     """
     query, key, _ = attention.qkv.weight.chunk(3)  # views
     pairs = min(attention.size, channels) // 2  # of a sine and a cosine, the quickest first
-    speeds = 100 ** (-2 * torch.arange(pairs, device=query.device) / channels)  # radians from one moment to the next
+    if pairs == 0:
+        return
     gain = (SHARPNESS * attention.size**0.5 / pairs) ** 0.5
-    query.zero_()
-    key.zero_()
+    speeds = 100 ** (-2 * torch.arange(pairs, device=query.device) / channels)  # radians from one moment to the next
     for head, first in enumerate(range(0, query.shape[0], attention.size)):
         angle = speeds if head % 2 else -speeds
         turns = torch.stack([angle.cos(), angle.sin(), -angle.sin(), angle.cos()], dim=1).view(-1, 2, 2)
         rows, columns = slice(first, first + 2 * pairs), slice(2 * pairs)
+        query[rows], key[rows] = 0, 0
         query[rows, columns] = gain * torch.block_diag(*turns)
         key[rows, columns] = gain * torch.eye(2 * pairs, device=key.device)
 
@@ -181,9 +183,9 @@ class TimeSformer(Model):
             for name, module in self.named_modules():
                 if isinstance(module, BiasedAttention):
                     init_mimetic(module.qkv, module.proj, self.options["heads"])
-                if name.endswith("temporal_attn"):
-                    look_to_neighbours(module, third)
-                    nn.init.zeros_(self.embed.weight.detach()[:third])  # what is seen would drown the time
+                    if name.endswith("temporal_attn"):
+                        look_to_neighbours(module, third)
+                        self.embed.weight.detach()[:third] = 0  # what is seen would drown the time
         table = separable_positions(self.position_grid, self.width).unflatten(0, (self.position_grid[0], -1))  # (T,S,D)
         with torch.no_grad():
             self.pos_embed[0, 1:, third:] = table[0, :, third:]
