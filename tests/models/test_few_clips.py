@@ -77,21 +77,37 @@ def test_timesformer_begins_with_separable_positions() -> None:
     torch.testing.assert_close(model._positions(grid), _tokens.separable_positions(grid, 48))
 
 
-@pytest.mark.parametrize(("width", "heads"), [(48, 4), (96, 4), (384, 4), (54, 6)])  # the last leaves a row of every head over
-def test_mimetic_time_attention_of_timesformer_looks_one_moment_back_and_ahead(width: int, heads: int) -> None:
+def attention_of(name: str, where: str, width: int, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of a new model, mimetic first values: who looks at whom in its first block (..., A, queries, keys), and the weight of q, k, v."""
     torch.manual_seed(0)
     spec, seen = ClipSpec(frames=8, size=32), []
-    model = models.build("timesformer_base", spec, width=width, depth=1, heads=heads, patch=8, first_values="mimetic")
-    attention = model.blocks[0].temporal_attn
+    model = models.build(name, spec, width=width, depth=2, heads=heads, patch=8, first_values="mimetic")
+    attention = model.blocks[0].get_submodule(where)
     attention.register_forward_hook(lambda module, inputs, output: seen.append(module.qkv(inputs[0])))
     model(torch.randint(256, (2, 8, 3, 32, 32), dtype=torch.uint8))
-    query, key, _ = (part.unflatten(-1, (heads, -1)) for part in seen[0].chunk(3, dim=-1))  # (B,T,S,A,d)
-    weights = (torch.einsum("btsad,busad->bsatu", query, key) * query.shape[-1] ** -0.5).softmax(dim=-1)
+    query, key, _ = (part.unflatten(-1, (heads, -1)).movedim(1, -2) for part in seen[0].chunk(3, dim=-1))  # (B,...,A,N,d)
+    return (query @ key.mT * query.shape[-1] ** -0.5).softmax(dim=-1), attention.qkv.weight
+
+
+@pytest.mark.parametrize(("width", "heads"), [(48, 4), (96, 4), (384, 4), (54, 6)])  # the last leaves a row of every head over
+def test_mimetic_time_attention_of_timesformer_looks_one_moment_back_and_ahead(width: int, heads: int) -> None:
+    weights, qkv = attention_of("timesformer_base", "temporal_attn", width, heads)  # (B,S,A,T,T)
     back, ahead = (weights.diagonal(by, -2, -1).mean(dim=(0, 1, 3)) for by in (-1, 1))  # (A,)
     assert (torch.stack([back[0::2], ahead[1::2]]) > 0.35).all()
     assert (back[0::2] > 3 * ahead[0::2]).all() and (ahead[1::2] > 3 * back[1::2]).all()
-    queries, keys, _ = attention.qkv.weight.chunk(3)
+    queries, keys, _ = qkv.chunk(3)
     assert ((queries != 0).any(dim=1) & (keys != 0).any(dim=1)).all()  # no row that cannot learn
+
+
+@pytest.mark.parametrize(("width", "heads"), [(96, 4), (192, 4)])
+def test_mimetic_joint_attention_looks_at_its_own_place_one_moment_back_and_ahead(width: int, heads: int) -> None:
+    weights, qkv = attention_of("timesformer_base_joint", "attn", width, heads)
+    weights = weights[..., 1:, 1:]  # (B,A,N,N) without the cls token; 16 places a moment
+    back, ahead = (weights.diagonal(by, -2, -1).mean(dim=(0, 2)) for by in (-16, 16))  # (A,)
+    assert (torch.stack([back[0::2], ahead[1::2]]) > 0.3).all()  # each of 128 tokens would have 0.008
+    assert (back[0::2] > 20 * ahead[0::2]).all() and (ahead[1::2] > 20 * back[1::2]).all()
+    queries, keys, _ = qkv.chunk(3)
+    assert ((queries != 0).any(dim=1) & (keys != 0).any(dim=1)).all()
 
 
 def test_mimetic_windows_of_swin_look_one_slot_back_and_ahead() -> None:

@@ -94,31 +94,35 @@ class Block(nn.Module):
         return torch.cat([cls, (patches + seen[:, :, 1:]).flatten(1, 2)], dim=1)
 
 
-SHARPNESS = 20.0  # how much more a moment's query likes its own neighbour's key than one that has nothing to do with it
+SHARPNESS = 20.0  # how much more a token's query likes its own neighbour's key than one that has nothing to do with it
 
 
 @torch.no_grad()
-def look_to_neighbours(attention: BiasedAttention, channels: int) -> None:
-    """First values of attention in time: every other head of a token looks one moment back, the rest one ahead.
+def look_to_neighbours(attention: BiasedAttention, axes: Sequence[tuple[int, int]]) -> list[int]:
+    """First values of attention: every other head of a token looks one moment back, the rest one ahead, at its own place.
 
-    Queries and keys read nothing but the first `channels`, in which `separable_positions` tells the time, and the queries turn
-    theirs by one moment. Values and what is made of them stay as they are, and so do rows of queries and keys that this leaves
+    axes: (first channel, number of them) in which `separable_positions` tells the time and, where tokens of several places attend
+    together, the row and the column. Queries and keys read nothing else, and the queries turn the time by one moment. Gives the
+    channels that are read. Values and what is made of them stay as they are, and so do rows of queries and keys that this leaves
     over: two zeros would never learn. Attention that prefers no direction of time at first hardly finds one: what it sees of a clip
     and of its reversal is the same.
     """
     query, key, _ = attention.qkv.weight.chunk(3)  # views
-    pairs = min(attention.size, channels) // 2  # of a sine and a cosine, the quickest first
+    pairs = min(attention.size // len(axes), axes[0][1]) // 2  # of a sine and a cosine of each axis, the quickest first
     if pairs == 0:
-        return
+        return []
     gain = (SHARPNESS * attention.size**0.5 / pairs) ** 0.5
-    speeds = 100 ** (-2 * torch.arange(pairs, device=query.device) / channels)  # radians from one moment to the next
     for head, first in enumerate(range(0, query.shape[0], attention.size)):
-        angle = speeds if head % 2 else -speeds
-        turns = torch.stack([angle.cos(), angle.sin(), -angle.sin(), angle.cos()], dim=1).view(-1, 2, 2)
-        rows, columns = slice(first, first + 2 * pairs), slice(2 * pairs)
-        query[rows], key[rows] = 0, 0
-        query[rows, columns] = gain * torch.block_diag(*turns)
-        key[rows, columns] = gain * torch.eye(2 * pairs, device=key.device)
+        for axis, (channel, channels) in enumerate(axes):
+            speeds = 100 ** (-2 * torch.arange(pairs, device=query.device) / channels)  # radians from one to the next
+            angle = speeds * (0 if axis else 1 if head % 2 else -1)
+            turns = torch.stack([angle.cos(), angle.sin(), -angle.sin(), angle.cos()], dim=1).view(-1, 2, 2)
+            rows = slice(first + 2 * pairs * axis, first + 2 * pairs * (axis + 1))
+            columns = slice(channel, channel + 2 * pairs)
+            query[rows], key[rows] = 0, 0
+            query[rows, columns] = gain * torch.block_diag(*turns)
+            key[rows, columns] = gain * torch.eye(2 * pairs, device=key.device)
+    return [channel + i for channel, _ in axes for i in range(2 * pairs)]
 
 
 class TimeSformer(Model):
@@ -180,12 +184,16 @@ class TimeSformer(Model):
                 nn.init.xavier_uniform_(parameter)
         third = self.width // 6 * 2  # the channels of `separable_positions` that tell the time
         if self.options["first_values"] == "mimetic":
+            axes = [(0, third), (third, third), (2 * third, self.width - 2 * third)]  # of `separable_positions`
+            joint = self.options["attention"] == "joint"
             for name, module in self.named_modules():
                 if isinstance(module, BiasedAttention):
                     init_mimetic(module.qkv, module.proj, self.options["heads"])
-                    if name.endswith("temporal_attn"):
-                        look_to_neighbours(module, third)
-                        self.embed.weight.detach()[:third] = 0  # what is seen would drown the time
+                    if name.endswith("temporal_attn") or (joint and name == "blocks.0.attn"):
+                        read = look_to_neighbours(module, axes if joint else axes[:1])
+                        self.embed.weight.detach()[[*range(third), *read]] = 0  # what is seen would drown the time
+            if joint:  # a norm shrinks positions by what is seen, so that grey patches would draw the attention of all others
+                self.embed.weight.detach().mul_(0.25)
         table = separable_positions(self.position_grid, self.width).unflatten(0, (self.position_grid[0], -1))  # (T,S,D)
         with torch.no_grad():
             self.pos_embed[0, 1:, third:] = table[0, :, third:]
