@@ -78,7 +78,7 @@ def test_timesformer_begins_with_separable_positions() -> None:
 
 
 def attention_of(name: str, where: str, width: int, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of a new model, mimetic first values: who looks at whom in its first block (..., A, queries, keys), and the weight of q, k, v."""
+    """Of a new mimetic model's first block: who looks at whom (..., A, queries, keys), and the weight of q, k and v."""
     torch.manual_seed(0)
     spec, seen = ClipSpec(frames=8, size=32), []
     model = models.build(name, spec, width=width, depth=2, heads=heads, patch=8, first_values="mimetic")
