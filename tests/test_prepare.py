@@ -268,6 +268,46 @@ def test_a_table_named_by_itself_is_checked_too(tmp_path: Path) -> None:
         datasets.read(tmp_path / "out" / "labels.csv")
 
 
+def test_a_table_that_changed_or_went_makes_the_copy_stale(tmp_path: Path) -> None:
+    source, out = tmp_path / "videos" / "labels.csv", tmp_path / "out"
+    for name in ("a.mp4", "b.mp4"):
+        video(tmp_path / "videos" / name)
+    source.write_text("path,label\na.mp4,wave\nb.mp4,clap\n")
+    command = f"tubelet prepare {tmp_path / 'videos'} {out}"
+    prepare(tmp_path / "videos", out)
+    written = (out / "labels.csv").read_text()
+
+    def refused(words: str) -> None:
+        for path in (out, out / "labels.csv"):
+            if path.exists():
+                with pytest.raises(DataError) as raised:
+                    datasets.read(path)
+                assert str(raised.value) == f"{out} is out of date: {words}: repeat `{command}`"
+
+    (out / "labels.csv").write_text(written[:20])
+    refused("labels.csv is not what was written; correct the table it was made from")
+    (out / "labels.csv").unlink()
+    refused("labels.csv is missing")
+    prepare(tmp_path / "videos", out)
+    assert (out / "labels.csv").read_text() == written and datasets.read(out).classes == ("clap", "wave")
+    source.write_text("path,label\na.mp4,clap\nb.mp4,jump\n")
+    refused(f"{source} has changed")
+    assert prepare(tmp_path / "videos", out).new == 0
+    assert datasets.read(out).classes == ("clap", "jump")
+    source.unlink()  # taken away: not missed
+    assert datasets.read(out).classes == ("clap", "jump")
+
+
+def test_a_video_that_is_new_in_the_source_makes_the_copy_stale(videos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare(videos, out)
+    video(videos / "train" / "wave" / "new.mp4", seed=7)
+    with pytest.raises(DataError, match=rf"out is out of date: {videos}/train/wave/new.mp4 is new: repeat `tubelet prepare"):
+        datasets.read(out)
+    assert prepare(videos, out).new == 1
+    assert len(datasets.read(out).examples) == 5
+
+
 def test_a_table_elsewhere_that_names_prepared_videos_is_checked_too(videos: Path, tmp_path: Path) -> None:
     """However deep they lie; videos that nobody prepared stand beside them, and one prepared video may be named alone."""
     out, table = tmp_path / "out", tmp_path / "elsewhere" / "table.csv"
@@ -388,7 +428,7 @@ def test_other_settings_other_data_and_other_folders_are_refused(videos: Path, t
     with pytest.raises(ConfigError, match=r"was prepared from .*/videos, not .*/more: choose another folder"):
         prepare(tmp_path / "more", out, PrepareConfig(gop_frames=8))
     assert files(out) == before
-    with pytest.raises(DataError, match="more holds something that `tubelet prepare` did not write: choose a new folder"):
+    with pytest.raises(DataError, match="more holds something, and no prepared.jsonl that says `tubelet prepare` wrote it: remove it, or choose"):
         prepare(videos, tmp_path / "more")
     with pytest.raises(DataError, match="whose videos would then be read twice: choose a folder beside it"):
         prepare(videos, videos / "small")

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from tubelet import datasets
 from tubelet.datasets import _prepared, table
+from tubelet.datasets._files import find_videos
 from tubelet.datasets._prepared import Job, Made
 from tubelet.datasets.split import content_hash
 from tubelet.datasets.table import Part
@@ -152,9 +153,14 @@ def prepare(
             for name in gone:
                 (folder / name).unlink(missing_ok=True)
             made, new = _make(folder, job, names, {name: before[name] for name in before.keys() - gone}, config, workers)
+            tables = {}
             if table.matches(data):
-                _prepared.write_text(folder / "labels.csv", table.with_paths(data, names, config.trim))
-            _prepared.write(folder, replace(job, finished=True), made)
+                source = table.file_of(data)
+                tables[os.path.abspath(source)] = content_hash(source) or ""
+                _prepared.write_text(folder / _prepared.TABLE, table.with_paths(data, names, config.trim))
+                tables[_prepared.TABLE] = content_hash(str(folder / _prepared.TABLE)) or ""
+            whole = {os.path.join(data, name) for name in find_videos(Path(data))} == {video for video, _, _ in names}
+            _prepared.write(folder, replace(job, finished=True, tables=tables, whole=whole), made)
     except OSError as error:
         raise DataError(
             f"{folder} cannot be written ({error.strerror or error}): make room or choose another folder, and repeat the command; "
@@ -214,7 +220,9 @@ def _begun(folder: Path, job: Job) -> dict[str, Made]:
     found = _prepared.read(folder)
     if found is None:
         if folder.is_dir() and any(name != ".lock" for name in os.listdir(folder)):
-            raise DataError(f"{folder} holds something that `tubelet prepare` did not write: choose a new folder")
+            raise DataError(
+                f"{folder} holds something, and no {_prepared.NAME} that says `tubelet prepare` wrote it: remove it, or choose a new folder"
+            )
         return {}
     before, made = found
     settings = asdict(PrepareConfig()) | before.settings  # an older version knew fewer

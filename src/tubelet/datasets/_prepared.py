@@ -4,28 +4,38 @@
 added as they are done, and a killed process may leave the last one half written; the finished record is written whole.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tubelet import storage
+from tubelet.datasets._files import find_videos
+from tubelet.datasets.split import content_hash
 from tubelet.errors import DataError, utf8
 
 NAME = "prepared.jsonl"
+TABLE = "labels.csv"  # what the table that named the videos becomes
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is made from what. `command` is what to type to do it (again), `finished` false until every video is done."""
+    """What is made from what. `command` is what to type to do it (again), `finished` false until every video is done.
+
+    tables: where a table named the videos, `content_hash` of that table and of the one that was written here, by path. whole: every
+    video that then lay below the folder `data` was taken, so another one is new.
+    """
 
     data: str
     command: str
     settings: dict[str, Any]
     videos: int
     finished: bool = False
+    tables: dict[str, str] = field(default_factory=dict)
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,8 +141,9 @@ def _folder_of(path: str | Path) -> Path:
 def refuse_stale(path: str | Path) -> None:
     """DataError where `path`, or the folder of the table `path`, was prepared and is not what it should be any more.
 
-    That is: not finished, a video missing or of another size, a source changed since. It costs two `stat` calls a video;
-    sources that are not there any more are not missed.
+    That is: not finished, a video missing or of another size, a source changed since or new, a table missing or changed. It costs
+    two `stat` calls a video and a look through the folder that it was made from; sources that are not there any more are not
+    missed.
     """
     folder = _folder_of(path)
     record = read(folder)
@@ -143,6 +154,7 @@ def refuse_stale(path: str | Path) -> None:
     if not job.finished:
         raise DataError(f"{folder} is not finished ({len(made)} of {job.videos} videos are prepared): {repeat}")
     wrong = [problem for one in made.values() if (problem := _problem(folder, one))]
+    wrong += _table_problems(folder, job) + _new_videos(job, made)
     if wrong:
         more = f", and {len(wrong) - 1} more like it" if len(wrong) > 1 else ""
         raise DataError(f"{folder} is out of date: {wrong[0]}{more}: {repeat}")
@@ -157,3 +169,24 @@ def _problem(folder: Path, made: Made) -> str:
         if size != made.bytes:
             return f"{made.path} has {size} of {made.bytes} bytes"
     return f"{made.source} has changed since {made.path} was made" if made.source_is_unchanged() is False else ""
+
+
+def _table_problems(folder: Path, job: Job) -> list[str]:
+    here = str(folder / TABLE)
+    found: list[str] = []
+    for path, checksum in job.tables.items():
+        ours = path == TABLE
+        now = content_hash(here if ours else path)
+        if now is None and ours:
+            found.append(f"{TABLE} is missing")
+        elif now not in (None, checksum):
+            found.append(f"{TABLE} is not what was written; correct the table it was made from" if ours else f"{path} has changed")
+    return found
+
+
+def _new_videos(job: Job, made: dict[str, Made]) -> list[str]:
+    known = {one.source for one in made.values()}
+    with contextlib.suppress(OSError):
+        below = [os.path.join(job.data, name) for name in find_videos(Path(job.data))] if job.whole else []
+        return [f"{path} is new" for path in below if utf8(path) not in known]
+    return []

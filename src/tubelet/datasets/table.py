@@ -54,7 +54,7 @@ def read(path: str | Path) -> Dataset:
     Whether the videos themselves exist is not looked at here (see `tubelet inspect`). A path without a suffix that
     names a video file once .mp4, .webm, ... is added gets it.
     """
-    table = _find(path)
+    table = file_of(path)
     _, rows, columns = _rows(table)
     folder = os.path.dirname(table)
     names_in = lru_cache(_names)  # of a folder, listed once however many rows point into it
@@ -98,7 +98,7 @@ def with_paths(path: str | Path, names: Mapping[Part, str], trimmed: bool = Fals
     has the parts that rows mean, which are files of their own there. The columns of start and end go, and rows without a group get
     their video as one: parts of one video must not be trained on and held out.
     """
-    table = _find(path)
+    table = file_of(path)
     header, rows, columns = _rows(table)
     names_in = lru_cache(_names)
     width = max(len(header), *(len(row) for _, row in rows))
@@ -125,7 +125,7 @@ def with_paths(path: str | Path, names: Mapping[Part, str], trimmed: bool = Fals
     return text.getvalue()
 
 
-def _find(path: str | Path) -> str:
+def file_of(path: str | Path) -> str:
     """The table at `path`: itself, or the one in a folder."""
     table = os.fspath(path)
     if os.path.isdir(table):
