@@ -2,6 +2,7 @@
 else."""
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from tubelet.errors import ConfigError, DataError, VideoError
 from tubelet.loading import SHARED_BYTES, LoaderConfig, TrainLoader
 from tubelet.records import Batch, Clip, ClipSpec, Dataset, Example
 from tubelet.seeds import derive, generator_for
+from tubelet.video import _index
 from tubelet.video.augment import AugmentConfig, cached_short_side, draw_box, vary, view_boxes
 from tubelet.video.decode import decode, decode_cuts, frame_times, probe
 from tubelet.video.guard import end_idle
@@ -98,6 +100,42 @@ def test_memory_that_workers_write_into_changes_nothing(videos, bad, repeats, mo
     end_idle()
     assert os.listdir("/proc/self/fd") == before
     assert_equal([first], sent[:1])
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_an_index_is_made_once_for_all_workers(videos, shared, monkeypatch, tmp_path):
+    """However many workers read a file in however many epochs, and after they ended."""
+    monkeypatch.setattr("tubelet.loading.SHARED_BYTES", 0 if shared else 1 << 40)
+    paths = [str(shutil.copy(example.path, tmp_path)) for example in videos.examples]
+    examples = tuple(replace(example, path=path) for example, path in zip(videos.examples, paths, strict=True))
+    made, make = tmp_path / "made", _index._make_index
+
+    def counted(path: str, certain: bool):
+        with made.open("a") as file:  # in whatever process
+            file.write(path + "\n")
+        return make(path, certain)
+
+    monkeypatch.setattr(_index, "_make_index", counted)
+    end_idle()
+    data = loader(replace(videos, examples=examples), LoaderConfig(1, workers=3, cache="off"))
+    for epoch in range(4):
+        list(data.batches(epoch * data.steps_per_epoch, (epoch + 1) * data.steps_per_epoch))
+        if epoch == 2:
+            end_idle()
+    assert Counter(made.read_text().splitlines()) == Counter(paths)
+
+
+def test_without_a_file_more_to_open_batches_are_sent(videos, monkeypatch):
+    """The limit of open files is real, and lies below what the batches that are begun would take."""
+    sent = list(loader(videos, LoaderConfig(4, workers=2, cache="off")).batches(0, 12))
+    monkeypatch.setattr("tubelet.loading.SHARED_BYTES", 0)
+    end_idle()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 12, limits[1]))
+    try:
+        assert_equal(list(loader(videos, LoaderConfig(4, workers=2, cache="off")).batches(0, 12)), sent)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_pinned_memory_is_filled_with_what_workers_write(videos, bad, monkeypatch):

@@ -8,12 +8,12 @@ import math
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,11 +26,14 @@ from tubelet.find import choose
 from tubelet.records import Batch, Clip, ClipSpec, Dataset, Example
 from tubelet.seeds import generator_for
 from tubelet.share import split
+from tubelet.video._index import Index, keep_index, known_index
 from tubelet.video.augment import AugmentConfig, cached_short_side, draw_box, vary
 from tubelet.video.decode import decode_cuts, frame_times, probe
 from tubelet.video.guard import run
 from tubelet.video.resize import cut, resize
 from tubelet.video.sample import between, span_frames, train_indices
+
+Result = TypeVar("Result")
 
 SHARED_BYTES = 1_000_000  # of a batch: below it an open file for each costs more than its workers' sending
 
@@ -203,13 +206,13 @@ class _BatchMaker:
             whole = self.cache.get(example.path) if self.cache else None
             job = (example, whole, self.spec, self.augment, self.config, self.seed, epoch)
             if room.path:
-                made = run(example.path, _clips_into, room.path, part.start * self.clip_bytes, *job)
+                made = _read(example.path, _clips_into, room.path, part.start * self.clip_bytes, *job)
                 if room.frames is not None:
                     with open(room.path, "rb") as file:
                         file.seek(part.start * self.clip_bytes)
                         file.readinto(room.frames[part].numpy().data)
             else:
-                clips = _clips(*job) if whole else run(example.path, _clips, *job)
+                clips = _clips(*job) if whole else _read(example.path, _clips, *job)
                 assert room.frames is not None
                 for frames, (clip, _) in zip(room.frames[part], clips, strict=True):
                     frames.copy_(clip.frames.permute(0, 2, 3, 1))
@@ -254,9 +257,10 @@ class _Room:
     def __init__(self, maker: _BatchMaker, pinned: bool) -> None:
         self.shape, self.path, self.frames = maker.room_shape, "", None
         if sys.platform == "linux" and not maker.cache and math.prod(self.shape) >= SHARED_BYTES:
-            self.file = os.memfd_create("tubelet-batch")
-            os.ftruncate(self.file, math.prod(self.shape))  # or torch would, and write a zero at its beginning
-            self.path = f"/proc/{os.getpid()}/fd/{self.file}"
+            with suppress(OSError):  # too many files are open
+                self.file = os.memfd_create("tubelet-batch")
+                os.ftruncate(self.file, math.prod(self.shape))  # or torch would, and write a zero at its beginning
+                self.path = f"/proc/{os.getpid()}/fd/{self.file}"
         if pinned or not self.path:
             self.frames = torch.empty(self.shape, dtype=torch.uint8, pin_memory=pinned)
 
@@ -270,6 +274,24 @@ class _Room:
         """No worker will write into it any more; what `full` gave stays."""
         if self.path:
             os.close(self.file)
+
+
+def _read(path: str, function: Callable[..., Result], *args: Any) -> Result:
+    """function(*args) by a worker, as `guard.run` has it done. What a worker found out about the file, its index, goes with every
+    later job: no other one makes it again."""
+    index = known_index(path)
+    result, new = run(path, _with_index, path, index, function, *args)
+    if new is not None:
+        keep_index(path, new)
+    return result
+
+
+def _with_index(path: str, index: Index | None, function: Callable[..., Result], *args: Any) -> tuple[Result, Index | None]:
+    """(function(*args), the index of the file where none was given)."""
+    if index is not None:
+        keep_index(path, index)
+    result = function(*args)
+    return result, known_index(path) if index is None else None
 
 
 @dataclass

@@ -7,6 +7,7 @@ first two frames are decoded to be sure. Everything else is decoded once, from t
 F frames in the order they are shown, P packets in the order they are stored.
 """
 
+import contextlib
 import os
 import threading
 from collections import OrderedDict
@@ -30,6 +31,7 @@ from tubelet.video._bitstream import READABLE, PacketFacts, nal_length_bytes, re
 from tubelet.video._container import cut_off, open_video, reason
 
 CACHED_PACKETS = 4_000_000  # about 150 MB: some 10,000 clips of ten seconds
+SENT_PACKETS = 20_000  # of 13 minutes: about 1 MB
 
 # Codecs without their own line in _bitstream whose key frames are dependable starts (gif, for one, is not among them).
 KEYED = ("mpeg4", "mpeg2video", "mpeg1video", "mjpeg", "h263", "flv1", "prores", "dnxhd")
@@ -90,10 +92,36 @@ def read_index(path: str, certain: bool = False) -> Index:
             return _cache[key]
     index = replace(_make_index(path, certain=True), packet=None) if certain else _make_index(path, certain=False)
     with _lock:
-        _cache[key] = index
-        while len(_cache) > 1 and sum(len(i.size) for i in _cache.values()) > CACHED_PACKETS:
-            _cache.popitem(last=False)
+        _put(key, index)
     return index
+
+
+def known_index(path: str) -> Index | None:
+    """What `read_index` has kept of a local file as it is now, to be sent to another process; None where that is nothing, or more
+    than is soon sent."""
+    try:
+        key = (os.path.abspath(path), *storage.stat(path)) if not storage.is_remote(path) else None
+    except (OSError, ValueError):
+        return None
+    with _lock:
+        index = _cache.get(key) if key else None
+    return index if index is not None and len(index.size) <= SENT_PACKETS else None
+
+
+def keep_index(path: str, index: Index) -> None:
+    """As if `read_index` had made it here, where it has not."""
+    with contextlib.suppress(OSError, ValueError):
+        key = (os.path.abspath(path), *storage.stat(path))
+        with _lock:
+            if key not in _cache:
+                _put(key, index)
+
+
+def _put(key: tuple[str, int, object], index: Index) -> None:
+    _cache[key] = index
+    _cache.move_to_end(key)
+    while len(_cache) > 1 and sum(len(i.size) for i in _cache.values()) > CACHED_PACKETS:
+        _cache.popitem(last=False)
 
 
 def decoded_seconds(path: str) -> np.ndarray:
