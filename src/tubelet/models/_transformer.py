@@ -14,10 +14,11 @@ from tubelet.errors import ConfigError
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm in float32 whatever the autocast: its backward in bf16 loses most of the bias gradient."""
+    """LayerNorm in the type of its weights whatever the autocast. They are float32 in training, for its backward in bf16 loses most
+    of the bias gradient; a model that is bf16 as a whole keeps its residual stream so (torch computes inside in float32)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x.float(), self.normalized_shape, self.weight, self.bias, self.eps)
+        return F.layer_norm(x.to(self.weight.dtype), self.normalized_shape, self.weight, self.bias, self.eps)
 
 
 PAIRS = 2**21  # of queries and keys at a time in the backward pass below: 4 MB in bf16
