@@ -33,7 +33,8 @@ def chance(classes: int) -> dict[str, Any]:
 
 
 def untrained(model: Model, seed: int = 0) -> Model:
-    """The same encoder with fresh random weights, in eval mode on the same device and in the same precision: the floor for frozen features."""
+    """The same encoder with fresh random weights, in eval mode on the same device and in the same precision: the floor for frozen
+    features."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         twin = models.build_like(model, class_names=())

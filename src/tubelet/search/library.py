@@ -96,7 +96,8 @@ class Index:
             return cls(uri, database, About.from_json(metadata[b"tubelet.search"].decode()))
 
     def model(self, device: torch.device | str = "cpu", precision: str | None = None) -> Model:
-        """The model that the library was made with, in its precision unless another is named. CheckpointError where it no longer is where it was."""
+        """The model that the library was made with, in its precision unless another is named. CheckpointError where it no longer is
+        where it was."""
         from tubelet.weights.load import load_model
 
         try:
