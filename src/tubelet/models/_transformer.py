@@ -202,8 +202,8 @@ class Dropout(nn.Dropout):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). The residual stream is float32 and stays so under autocast: a sum takes the
-    wider type."""
+    """x + attention(norm(x)), then x + mlp(norm(x)). The residual stream is of the type of the weights. float32 stays so under
+    autocast: a sum takes the wider type."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, eps: float, drop_path: float = 0.0) -> None:
         super().__init__()
