@@ -194,9 +194,7 @@ def test_inference_in_bf16_stands_beside_both_ways_of_theirs(tmp_path: Path) -> 
     pytest.importorskip("transformers", reason="the other model")
     from tubelet import ClipSpec
 
-    rows = benchmark("step").compare(
-        ("inference", "tiny", ClipSpec(frames=4, size=64), 1, torch.device("cpu"), "bf16"), 1, {}
-    )
+    rows = benchmark("step").compare(("inference", "tiny", ClipSpec(frames=4, size=64), 1, torch.device("cpu"), "bf16"), 1, {})
     assert {row["beside"] for row in rows} == {"transformers", "transformers, bf16 weights", "recipe"}
     assert all(float(row["difference"]) < 0.03 for row in rows)
     measure.write(tmp_path / "infer.json", "inference", rows)

@@ -82,7 +82,8 @@ def test_heads_take_features_of_their_precision_only(taught, motion_folder, tmp_
     stored, head = tmp_path / "features.parquet", tmp_path / "head"
     tubelet(capsys, "embed", taught, motion_folder / "train", "--clips", 2, "--out", stored, "--precision", "bf16")
     table = pq.read_table(stored)
-    labels = "".join(f"{id},{Path(path).parent.name}\n" for id, path in zip(*(table[n].to_pylist() for n in ("id", "path"))))
+    pairs = zip(table["id"].to_pylist(), table["path"].to_pylist(), strict=True)
+    labels = "".join(f"{id},{Path(path).parent.name}\n" for id, path in pairs)
     (tmp_path / "labels.csv").write_text("id,label\n" + labels)
     tubelet(capsys, "classify", "fit", stored, "--labels", tmp_path / "labels.csv", "--out", head)
     ask = ("classify", "predict", head, motion_folder / "val", "--model", taught, "--clips", 2)
