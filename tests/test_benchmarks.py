@@ -190,6 +190,17 @@ def test_steps_beside_each_other_start_equal_and_give_rows_for_the_page(kind: st
     assert set(page.pages(tmp_path)) == {"index.md", "pretrain.svg"}
 
 
+def test_inference_in_bf16_stands_beside_both_ways_of_theirs(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="the other model")
+    from tubelet import ClipSpec
+
+    rows = benchmark("step").compare(("inference", "tiny", ClipSpec(frames=4, size=64), 1, torch.device("cpu"), "bf16"), 1, {})
+    assert {row["beside"] for row in rows} == {"transformers", "transformers, bf16 weights", "recipe"}
+    assert all(float(row["difference"]) < 0.03 for row in rows)
+    measure.write(tmp_path / "infer.json", "inference", rows)
+    assert set(page.pages(tmp_path)) == {"index.md", "infer.svg"}
+
+
 def on_gpu(folder: Path, *words: str) -> list[dict[str, float | str]]:
     """The rows of gpu.py."""
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), *words, "--json", str(folder / "gpu.json")]

@@ -219,7 +219,7 @@ def predict(head: Head, stored: Stored, top: int = 5) -> list[Answer]:
     if stored.fingerprint != head.fingerprint:
         raise CheckpointError(
             f"the head was fitted on features of {head.model} with fingerprint {head.fingerprint}, these are of {stored.model} "
-            f"with {stored.fingerprint}: embed the videos with the same model, or fit a head on these"
+            f"with {stored.fingerprint}: embed the videos with the same model in the same precision, or fit a head on these"
         )
     if top < 1:
         raise ConfigError(f"top is {top}: ask for 1 class or more")

@@ -269,13 +269,14 @@ def fingerprint(model: Model) -> str:
 def schema(model: Model, per: Per = "video") -> "pa.Schema":
     """Columns id, path, start_seconds, end_seconds, vector (fixed-size list of float32).
 
-    Its metadata holds the model's name and fingerprint, its ClipSpec and `per`.
+    Its metadata holds the model's name, fingerprint and precision, its ClipSpec and `per`.
     """
     import pyarrow as pa
 
     about = {
         "model": model.name,
         "fingerprint": fingerprint(model),
+        "precision": model.precision,
         "per": per,
         "clip": json.dumps(model.spec.to_dict()),
     }

@@ -98,6 +98,8 @@ def subtitle(sections: Sections) -> str:
         if data.get("part"):
             facts.append(text(data["part"]))
         facts.append(f"{data['evaluated']} of {data['asked']} videos evaluated, {data['clips']} × {data['crops']} views each")
+        if data.get("precision", "fp32") != "fp32":
+            facts.append(f"computed in {text(data['precision'])}")
     if "updated" in sections:
         facts.append(datetime.datetime.fromisoformat(sections["updated"]).strftime("%-d %B %Y, %H:%M"))
     return f'<p class="facts">{" · ".join(facts)}</p>'
@@ -244,6 +246,7 @@ def result_line(row: Mapping[str, Any], with_note: bool, lead: bool) -> str:
     numbers = "".join(f"<td class=n>{percent(row.get(key))}</td>" for key in ("top5", "mean_class_accuracy"))
     videos = row.get("videos")
     views = f"{row['clips']} × {row['crops']}" if "clips" in row else ""
+    views += ", bf16" if row.get("precision") == "bf16" else ""
     return (
         f'<tr class="{kind}"><td>{name}</td><td class="n top">{percent(row["top1"])}</td>'
         f'<td class="bars">{bar(row)}</td>{numbers}'

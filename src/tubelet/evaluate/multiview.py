@@ -48,6 +48,7 @@ class Looks:
     seconds_taken: float
     clips: int
     crops: int
+    precision: str = "fp32"  # of the model
 
 
 def crops_of(spec: ClipSpec, asked: int | None) -> int:
@@ -163,6 +164,7 @@ def look(
         seconds_taken=time.perf_counter() - started,
         clips=clips,
         crops=crops,
+        precision=model.precision,
     )
 
 

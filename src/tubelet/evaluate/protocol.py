@@ -105,9 +105,9 @@ def fingerprint(examples: Sequence[Example]) -> str:
     return hashlib.blake2b("\n".join(facts).encode(), digest_size=8).hexdigest()
 
 
-def views(looks: Looks) -> dict[str, int]:
-    """Clips and crops per video, as a row and the data section say them."""
-    return {"clips": looks.clips, "crops": looks.crops}
+def views(looks: Looks) -> dict[str, int | str]:
+    """Clips and crops per video and the precision, as a row and the data section say them."""
+    return {"clips": looks.clips, "crops": looks.crops, "precision": looks.precision}
 
 
 def data_section(part: str, before: Met) -> Sections:
