@@ -137,7 +137,7 @@ def _views(example: Example, spec: ClipSpec, clips: int, crops: int, portion: ra
     """The views (T,C,size,size) of those of the `clips` clips that are in `portion`, from one decode; are they padded?"""
     count, part = extent(example, None)
     with naming(example):
-        windows = view_indices(count, spec, clips, part)[portion.start : portion.stop]
+        windows = view_indices(count, spec, clips, part, portion)
     info = probe(example.path)
     boxes = view_boxes(info.height, info.width, spec, crops)
     cuts = [(window, box) for window, _ in windows for box in boxes]

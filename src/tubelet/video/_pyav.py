@@ -355,7 +355,7 @@ def all_frames(
     wanted: the frames of a part of the file, of which as little is decoded as they need; NotAsIndexed.
     """
     whole = range(len(index.seconds))
-    numbers = list(whole if wanted is None else wanted)
+    numbers = np.array(whole if wanted is None else wanted)
     found = _from_start(path, numbers, approximate=False) if wanted in (None, whole) else frames(path, index, numbers)
     for number, frame in found:
         part = Part(index, np.array([number]), None, size, interpolation)
