@@ -63,7 +63,7 @@ def embed(
 
     per "video": one Feature, the mean over `clips` windows spread evenly. per "clip": one Feature for each of the
     windows. per "minute": one for each minute of the video, from windows every half window; `clips` does not count then. Memory
-    does not grow with the frames of a video but for its index (62 bytes a frame): portions of frames are held, and the vectors
+    does not grow with the frames of a video but for its index (60 bytes a frame, 140 while it is made): portions of frames are held, and the vectors
     of the current video: those of its clips, or of its minutes.
     """
     if per not in PER:

@@ -254,7 +254,8 @@ class Part:
         if not self.at_once:
             together = min(max(1, RESIZED_BYTES // (height * width * 3)), together)
         self.frames = np.empty((0 if self.at_once else len(numbers), *size, 3), np.uint8)
-        self.rows = np.empty((together, height, width, 3), np.uint8)
+        self.rows_shape = (together, height, width, 3)
+        self.rows: np.ndarray | None = None  # from the first frame to the last: many cuts in turn use the same memory
         self.held: list[list[int]] = []  # places of the frames in `rows`
         self.converter, self.crop = tools or new_tools()
 
@@ -262,6 +263,8 @@ class Part:
         """Keep what the cut wants of a decoded frame."""
         if number not in self.places:
             return
+        if self.rows is None:
+            self.rows = np.empty(self.rows_shape, np.uint8)
         self.rows[len(self.held)] = self._pixels(frame)
         self.held.append(self.places[number])
         self.left -= 1
