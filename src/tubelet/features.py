@@ -62,9 +62,9 @@ def embed(
     """Features of the readable Examples one after another, in their order; on_missing(id, reason) for the others.
 
     per "video": one Feature, the mean over `clips` windows spread evenly. per "clip": one Feature for each of the
-    windows. per "minute": one for each minute of the video, from windows every half window; `clips` does not count then. Memory
-    does not grow with the frames of a video but for its index (60 bytes a frame, 140 while it is made): portions of frames are held, and the vectors
-    of the current video: those of its clips, or of its minutes.
+    windows. per "minute": one for each minute of the video, from windows every half window; `clips` does not count then. What
+    is held of a video: portions of its frames up to a bound, its index (60 bytes a frame, 140 while it is made), and the
+    vectors of its clips or of its minutes.
     """
     if per not in PER:
         raise ConfigError(f"features per {per!r}: it must be {', '.join(map(repr, PER[:-1]))} or {PER[-1]!r}")

@@ -113,6 +113,7 @@ def view_batches(
                 skipped.append((video.example.id, video.problem))
             continue
         waiting.extend((clip, video.example, made[1]) for clip in made[0])
+        made = None  # or its frames would be held while the next portion comes
         while len(waiting) >= batch_size:
             yield batch()
     if waiting or skipped:
