@@ -3,11 +3,11 @@
     python benchmarks/families.py [--only videomae c3d] [--quick] [--json FILE]
 
 A variant of each family as a classifier, of the size and on the clips that CASES names; of a family that it does not name the
-first variant, on at most 16 frames of 112 pixels. Seconds are of processor time from uint8 clips to logits, in float32, or to updated
-weights (AdamW, fused for all). Where transformers has the model ("sdpa" where it offers that), it takes turns with ours in this
-process on the same clips and the same values, which our key map takes over from it; the losses or logits must agree
-("difference", the largest relative one), and the ratio is the median of the rounds'. Memory is the most that a process of its
-own holds during two steps, above what it held after importing.
+first variant, on at most 16 frames of 112 pixels. In float32; seconds are of processor time from uint8 clips to logits, or to
+updated weights (AdamW, fused for all). Where transformers has the model ("sdpa" where it offers that), it takes turns with
+ours in this process on the same clips and the same values, which our key map takes over from it; the losses or logits must
+agree ("difference", the largest relative one), and the ratio is the median of the rounds'. Memory is the most that a process
+of its own holds during two steps, above what it held after importing.
 """
 
 import argparse
