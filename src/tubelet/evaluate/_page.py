@@ -204,6 +204,8 @@ def ladder_line(row: Mapping[str, Any], lead: bool) -> str:
         name += f'<span class="quiet under">{text(row["weights"])}</span>'
     if row["top1"] is None:
         return f'<tr><td>{name}</td><td class="quiet" colspan={3 + len(LADDER_NUMBERS)}>{text(row["note"])}</td></tr>'
+    if row.get("note"):
+        name += f'<span class="quiet under">{text(row["note"])}</span>'
     numbers = [percent(row["mean_class_accuracy"]), *(count(row.get(key), scale) for key, scale in LADDER_NUMBERS.items())]
     cells = "".join(f"<td class=n>{number}</td>" for number in numbers)
     kind = "lead" if lead else "floor" if row["weights"] in ("majority class", "chance") else ""
