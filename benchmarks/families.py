@@ -1,13 +1,13 @@
 """Every family's inference and training step in clips a second, beside transformers where it has the model.
 
-    python benchmarks/families.py [--only videomae c3d] [--quick] [--precision fp32 bf16] [--json FILE]
+    python benchmarks/families.py [--only videomae c3d] [--quick] [--json FILE]
 
 A variant of each family as a classifier, of the size and on the clips that CASES names; of a family that it does not name the
-first variant, on at most 16 frames of 112 pixels. Seconds are of processor time from uint8 clips to logits, or to updated
-weights (AdamW, fused for all). Where transformers has the model ("sdpa" where it offers that), it takes turns with ours in this
-process on the same clips and the same values, which our key map takes over from it; the losses or logits must agree
-("difference", the largest relative one), and the ratio is the median of the rounds'. Memory is the most that a process of its
-own holds during two steps, above what it held after importing.
+first variant, on at most 16 frames of 112 pixels. In float32; seconds are of processor time from uint8 clips to logits, or to
+updated weights (AdamW, fused for all). Where transformers has the model ("sdpa" where it offers that), it takes turns with
+ours in this process on the same clips and the same values, which our key map takes over from it; the losses or logits must
+agree ("difference", the largest relative one), and the ratio is the median of the rounds'. Memory is the most that a process
+of its own holds during two steps, above what it held after importing.
 """
 
 import argparse
@@ -49,7 +49,6 @@ class Case(NamedTuple):
     spec: ClipSpec
     options: dict[str, Any]
     batch: int
-    precision: str
 
 
 class Way(NamedTuple):
@@ -65,13 +64,12 @@ def main() -> None:
     chosen = cases(options.only, options.quick)
     rows: list[measure.Row] = []
     peers = {variant: peer_of(variant)[1] for variant in chosen}  # imported first: that is no part of a step's memory
-    for precision in options.precision:
-        for kind in STEPS:
-            for variant, (spec, sizes) in chosen.items():
-                case = Case(kind, variant, spec, sizes, options.batch, precision)
-                row = compare(case, options.rounds, options.memory, peers[variant])
-                print(measure.table([row]), flush=True)
-                rows.append(row)
+    for kind in STEPS:
+        for variant, (spec, sizes) in chosen.items():
+            case = Case(kind, variant, spec, sizes, options.batch)
+            row = compare(case, options.rounds, options.memory, peers[variant])
+            print(measure.table([row]), flush=True)
+            rows.append(row)
     measure.write(options.json, "families", rows)
 
 
@@ -99,12 +97,12 @@ def cases(only: Iterable[str] = (), quick: bool = False) -> dict[str, tuple[Clip
 
 def compare(case: Case, rounds: int, memory: bool, why_not: str) -> measure.Row:
     """One row: ours alone where there is no peer or it cannot be imported, or a note that says why ours cannot be run."""
-    kind, variant, spec, _, batch, precision = case
+    kind, variant, spec, _, batch = case
     row: measure.Row = {
         "step": kind,
         "model": variant,
         "clips": f"{batch} of {spec.frames}x{spec.size}",
-        "precision": precision,
+        "precision": "fp32",
     }
     makers: dict[str, Callable[[], Way]] = {"ours": partial(ours, case)}
     if peer_of(variant)[0] and not why_not:
@@ -154,10 +152,10 @@ def way(case: Case, model: nn.Module, logits: Callable[[], Tensor]) -> Way:
     device = torch.device("cpu")
     if case.kind == "inference":
         model.eval()
-        return Way(model, step.answering(logits, device, case.precision))
+        return Way(model, step.answering(logits, device, "fp32"))
     labels = torch.arange(case.batch) % step.CLASSES
     loss = lambda: nn.functional.cross_entropy(logits().float(), labels)  # noqa: E731
-    return Way(model, step.training(model, loss, device, case.precision, fused=True))
+    return Way(model, step.training(model, loss, device, "fp32", fused=True))
 
 
 def twice(make: Callable[[], Way]) -> float:
@@ -245,7 +243,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="families or variants")
     parser.add_argument("--batch", type=int, default=2, help="clips per step")
     parser.add_argument("--rounds", type=int, default=5, help="how often each is timed")
-    parser.add_argument("--precision", nargs="+", default=["fp32"], choices=["fp32", "bf16"])
     parser.add_argument("--quick", action="store_true", help="4 frames of 64 pixels")
     parser.add_argument(
         "--memory", action=argparse.BooleanOptionalAction, default=True, help="measure peak memory (Linux, CPU)"

@@ -25,6 +25,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
+import av
 import numpy as np
 import torch
 
@@ -240,4 +241,22 @@ def moving_texture(frames: int, height: int, width: int, seed: int = 0) -> torch
 def make_video(path: Path, frames: int, height: int, width: int, fps: float = 30, gop_frames: int = 250, seed: int = 0) -> Path:
     """A moving texture as H.264 in mp4."""
     write_video(path, moving_texture(frames, height, width, seed), fps=fps, crf=23, preset="veryfast", gop_frames=gop_frames)
+    return path
+
+
+def make_long_video(path: Path, seconds: int, height: int, width: int, fps: int) -> Path:
+    """`make_video` of ten seconds, a key frame at its start, whose packets follow one another again and again: hours are made as
+    fast as they can be copied."""
+    short = make_video(path.with_name(f"short_{path.name}"), 10 * fps, height, width, fps)
+    with av.open(str(path), "w") as long:
+        for turn in range(-(-seconds // 10)):
+            with av.open(str(short)) as container:
+                stream = container.streams.video[0]
+                if not turn:
+                    copy = long.add_stream_from_template(stream)
+                shift = turn * round(10 / stream.time_base)
+                for packet in container.demux(stream):
+                    if packet.size:
+                        packet.pts, packet.dts, packet.stream = packet.pts + shift, packet.dts + shift, copy
+                        long.mux(packet)
     return path

@@ -11,6 +11,9 @@ transformers  its model with attn_implementation="sdpa" and torch's fused AdamW
 recipe        a stand-in for original research code, which cannot be installed: transformers' model with "eager" attention
               and AdamW without fusing, one tensor after the other, always in float32
 
+Inference in bf16 has two rows of transformers: its model under autocast, and "transformers, bf16 weights", which is
+its `.bfloat16()` with pixels of that type.
+
 With --compile the first two are there a second time, compiled by torch.compile: "transformers, compiled" stands beside our
 compiled step. Compiling takes minutes on a small machine and is not timed.
 
@@ -245,21 +248,28 @@ def finetuning(size: str, spec: ClipSpec, batch: int, device: torch.device, prec
 
 
 def inference(size: str, spec: ClipSpec, batch: int, device: torch.device, precision: str) -> dict[str, Way]:
-    """Clips to logits."""
+    """Clips to logits. Ours in bf16 is the model as `tubelet.load(..., precision="bf16")` gives it."""
 
     def ours(compiled: bool = False) -> Step:
         model, frames = classifier(size, spec, device).eval(), clips(spec, batch, device)
+        if precision == "bf16":
+            model = model.bfloat16()
         net = torch.compile(model) if compiled else model
-        return answering(lambda: net(frames)["logits"], device, precision)
+        return answering(lambda: net(frames)["logits"], device, "fp32")
 
     def theirs(attention: str, precision: str, compiled: bool = False) -> Step:
         other, frames = their_classifier(size, spec, device, attention).eval(), clips(spec, batch, device)
         net = torch.compile(other) if compiled else other
         return answering(lambda: net(pixels(frames, spec)).logits, device, precision)
 
+    def their_weights_in_bf16() -> Step:
+        other, frames = their_classifier(size, spec, device, "sdpa").eval().bfloat16(), clips(spec, batch, device)
+        return answering(lambda: other(pixels(frames, spec).bfloat16()).logits, device, "fp32")
+
     return {
         "ours": ours,
         "transformers": lambda: theirs("sdpa", precision),
+        **({"transformers, bf16 weights": their_weights_in_bf16} if precision == "bf16" else {}),
         "recipe": lambda: theirs("eager", "fp32"),
         "ours, compiled": lambda: ours(compiled=True),
         "transformers, compiled": lambda: theirs("sdpa", precision, compiled=True),

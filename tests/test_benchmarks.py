@@ -190,6 +190,17 @@ def test_steps_beside_each_other_start_equal_and_give_rows_for_the_page(kind: st
     assert set(page.pages(tmp_path)) == {"index.md", "pretrain.svg"}
 
 
+def test_inference_in_bf16_stands_beside_both_ways_of_theirs(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="the other model")
+    from tubelet import ClipSpec
+
+    rows = benchmark("step").compare(("inference", "tiny", ClipSpec(frames=4, size=64), 1, torch.device("cpu"), "bf16"), 1, {})
+    assert {row["beside"] for row in rows} == {"transformers", "transformers, bf16 weights", "recipe"}
+    assert all(float(row["difference"]) < 0.03 for row in rows)
+    measure.write(tmp_path / "infer.json", "inference", rows)
+    assert set(page.pages(tmp_path)) == {"index.md", "infer.svg"}
+
+
 def on_gpu(folder: Path, *words: str) -> list[dict[str, float | str]]:
     """The rows of gpu.py."""
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), *words, "--json", str(folder / "gpu.json")]
@@ -238,11 +249,11 @@ def test_every_family_is_measured_and_equal_to_its_peer(tmp_path: Path) -> None:
     rows = []
     for variant in [name for name in families.CASES if name in known and families.family_of(name) in sizes]:
         for kind in families.STEPS:
-            case = families.Case(kind, variant, ClipSpec(frames=4, size=32), sizes[families.family_of(variant)], 1, "fp32")
+            case = families.Case(kind, variant, ClipSpec(frames=4, size=32), sizes[families.family_of(variant)], 1)
             rows.append(families.compare(case, 1, False, ""))
             assert float(rows[-1]["difference"]) < 1e-5, rows[-1]
             assert rows[-1]["ratio"] == pytest.approx(rows[-1]["ours, clips/s"] / rows[-1]["transformers, clips/s"])
-    impossible = families.Case("inference", "videomae_small", ClipSpec(frames=4, size=33), {}, 1, "fp32")
+    impossible = families.Case("inference", "videomae_small", ClipSpec(frames=4, size=33), {}, 1)
     assert "not run: " in families.compare(impossible, 1, False, "")["note"]
     measure.write(tmp_path / "families.json", "families", rows)
     assert set(page.pages(tmp_path)) == {"index.md", "families.svg"}

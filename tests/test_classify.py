@@ -6,17 +6,22 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold, KFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from tubelet import classify, datasets, features, models
 from tubelet.classify import fit, hardest, load, predict, read_labels, save, uncertain
 from tubelet.cli import main
 from tubelet.errors import CheckpointError, ConfigError, DataError
+from tubelet.evaluate.linear_probe import L2_CHOICES
 from tubelet.features import Stored
 from tubelet.records import ClipSpec
 from tubelet.weights.save import save as save_model
@@ -52,6 +57,32 @@ def test_linear_is_scikit_learns_logistic_regression() -> None:
     np.testing.assert_allclose(head.probabilities(asked.vectors), theirs.predict_proba(standardised(asked, stored)), atol=1e-5)
     few, some = cloud(20)
     assert fit(few, some).settings["l2"] in (1e-3, 1e-2, 1e-1, 1.0)  # chosen by cross-validation
+
+
+def test_windows_of_a_file_are_not_cross_validated_by_one_another() -> None:
+    """Files of noise, of eight windows that look alike: who keeps a file together finds nothing to learn, so the strongest penalty,
+    as scikit-learn does by GroupKFold; who does not finds that all is known."""
+    generator = torch.Generator().manual_seed(0)
+    files = 30
+    vectors = (torch.randn(files, 1, 12, generator=generator) + 0.01 * torch.randn(files, 8, 12, generator=generator)).flatten(
+        0, 1
+    )
+    paths = tuple(f"/videos/{file}.mp4" for file in range(files) for _ in range(8))
+    stored = Stored(tuple(f"{path}@{row}" for row, path in enumerate(paths)), paths, vectors, "f00d", "some_model")
+    labels = {id: CLASSES[file % 3] for file in range(files) for id in stored.ids[8 * file : 8 * file + 8]}
+    chosen = fit(stored, labels).settings["l2"]
+
+    def losses(folds: Any, groups: Any = None) -> list[float]:
+        return [
+            -cross_val_score(
+                make_pipeline(StandardScaler(), LogisticRegression(C=1 / (0.8 * len(paths) * l2), max_iter=2000)),
+                vectors.numpy(), list(labels.values()), groups=groups, cv=folds, scoring="neg_log_loss",
+            ).mean()
+            for l2 in L2_CHOICES
+        ]  # fmt: skip
+
+    together, apart = losses(GroupKFold(5), paths), losses(KFold(5, shuffle=True, random_state=0))
+    assert chosen == L2_CHOICES[np.argmin(together)] != L2_CHOICES[np.argmin(apart)]
 
 
 def test_knn_is_scikit_learns() -> None:

@@ -13,6 +13,7 @@ from matplotlib.image import imread
 
 from tubelet import compare, datasets, models
 from tubelet.cli import main
+from tubelet.cli.compare import print_comparison
 from tubelet.errors import ConfigError
 from tubelet.evaluate import report
 from tubelet.evaluate.metrics import wilson_interval
@@ -169,6 +170,62 @@ def test_an_error_that_is_none_of_ours_does_not_end_the_others_either(motion_fol
     assert found.failed.keys() == {"alone"}
     assert found.failed["alone"].startswith("ValueError: Expected more than 1 value per channel")
     assert found.rows[0]["note"] == found.failed["alone"] and found.rows[1]["top1"] is not None
+
+
+def test_sizes_that_no_memory_holds_cost_their_model_alone(motion_folder: Path, tmp_path: Path) -> None:
+    """torch refuses them as it builds, before there is anything to train."""
+    runs = runs_of(motion_folder, tmp_path, f"{SINGLE},huge=videomae_tiny:width={2**40}:depth=1:heads=2", clips=4)
+    found = compare.compare(runs, tmp_path)
+    assert found.failed.keys() == {"huge"} and "RuntimeError: " in found.failed["huge"] and found.rows[0]["top1"] is not None
+    assert found.rows[1]["note"] == found.failed["huge"]
+
+
+def test_a_model_that_cannot_be_timed_keeps_its_result(
+    motion_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was trained and judged before, and has lost its weights since: it is named, and the other is timed."""
+    runs = runs_of(motion_folder, tmp_path, f"{SINGLE},{VIDEOMAE}", clips=4)
+    first = {row["name"]: row for row in compare.compare(runs, tmp_path).rows}
+    (tmp_path / "single_frame" / "model" / "model.safetensors").unlink()
+    found = compare.compare(runs, tmp_path)
+    rows = {row["name"]: row for row in found.rows}
+    assert found.untimed.keys() == {"single_frame"} and not found.failed
+    assert rows["single_frame"]["top1"] == first["single_frame"]["top1"] and "clips_per_second" not in rows["single_frame"]
+    assert rows["videomae_tiny"]["clips_per_second"] > 0
+    page = html.unescape((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert f"not timed: {found.untimed['single_frame']}" in page
+    print_comparison(found)
+    assert f"single_frame could not be timed: {found.untimed['single_frame']}" in capsys.readouterr().out
+
+
+def test_flow_weights_go_to_the_models_that_have_a_raft(
+    motion_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compare, "SPEED_ROUNDS", 1)
+    network = models.build("raft_small", models.clip_of("raft_small")).eval()
+    torch.save(network.state_dict(), tmp_path / "raft.pth")
+    temporal = "temporal=two_stream_resnet18:width=8:streams=temporal:estimator=raft_small"
+    words = [
+        "compare",
+        str(motion_folder),
+        "--init-flow",
+        str(tmp_path / "raft.pth"),
+        "--clips",
+        "4",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    words += [f"--{name.replace('_', '-')}={value}" for name, value in {**SMALL, "clip.size": 64, "clip.frames": 2}.items()]
+    single = "single_frame:width=16:stages=2"
+    assert main([*words, "--models", single]) == 2
+    said = capsys.readouterr().err
+    assert "none of single_frame has a RAFT: leave it out, or name a model with one" in said
+    assert not list((tmp_path / "out").iterdir())
+    assert main([*words, "--models", f"{single},{temporal}", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert not answer["failed"] and all(row["top1"] is not None for row in answer["rows"])
+    taught = load_model(tmp_path / "out" / "temporal").state_dict()
+    assert all(torch.equal(taught[f"raft.{key}"], value) for key, value in network.state_dict().items())
 
 
 def test_several_processes_are_refused(motion_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

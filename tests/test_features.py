@@ -1,8 +1,12 @@
 """Features: one vector per video or clip, streamed into a Parquet file that says where they come from."""
 
+import gc
 import json
 import threading
+import tracemalloc
+from pathlib import Path
 
+import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -10,7 +14,11 @@ import torch
 
 from tubelet import datasets, features, models
 from tubelet.errors import CheckpointError, ConfigError, DataError, VideoError
+from tubelet.evaluate.multiview import View
+from tubelet.features import Embedded
+from tubelet.loading import view_bytes
 from tubelet.records import ClipSpec, Example
+from tubelet.video._index import read_index
 from tubelet.video.stream import Stream, Windows
 from tubelet.video.write import write_video
 from tubelet.views import load_views
@@ -166,3 +174,51 @@ def test_a_reader_of_windows_may_leave(model, examples):
     next(events)
     events.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "tubelet-windows"]
+
+
+def test_an_hour_is_held_as_little_as_a_minute(tmp_path, monkeypatch):
+    """While windows pass through the model: how many tensors, and of windows and views, there are at the end more than early on.
+
+    What may grow is the index, by its bytes a frame. Portions are made small, for they hold up to a bound.
+    """
+    write_video(tmp_path / "minute.mp4", torch.randint(256, (60, 3, 32, 32), dtype=torch.uint8), fps=1, gop_frames=60)
+    path = repeated(tmp_path / "minute.mp4", tmp_path / "hour.mp4", 60)
+    peaks = []
+    for video, count in ((tmp_path / "minute.mp4", 60), (path, 3600)):
+        tracemalloc.start()
+        assert len(read_index(str(video)).seconds) == count
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    each = (peaks[1] - peaks[0]) / 3540
+    assert each < 200, f"{each:.0f} bytes a frame while the index is made"
+
+    network = models.build("videomae_tiny", SPEC, depth=1, width=24, heads=1, patch=16).eval()
+    live: list[int] = []
+
+    def look(*_: object) -> None:
+        live.append(sum(type(one) in (torch.Tensor, View, Embedded) for one in gc.get_objects()))
+
+    network.register_forward_hook(look)
+    monkeypatch.setattr("tubelet.views.PORTION_BYTES", 32 * view_bytes(SPEC))
+    monkeypatch.setattr("tubelet.features.AHEAD_BYTES", 0)
+    for per, expected in (("clip", 600), ("minute", 60)):
+        live.clear()
+        count = sum(1 for _ in features.embed(network, [Example(str(path), "hour")], per, 600, 32, workers=0))
+        early, late = max(live[: len(live) // 4]), max(live[-len(live) // 4 :])
+        assert count == expected and len(live) >= 600 // 32
+        assert late < early + 60 + 2 * count * (per == "minute"), f"per {per}: {early} things held early, {late} late"
+
+
+def repeated(path: Path, long: Path, times: int) -> Path:
+    """The packets of a video so many times one after another."""
+    with av.open(str(long), "w") as made:
+        for turn in range(times):
+            with av.open(str(path)) as container:
+                stream = container.streams.video[0]
+                if not turn:
+                    copy = made.add_stream_from_template(stream)
+                for packet in (packet for packet in container.demux(stream) if packet.size):
+                    shift = turn * round(stream.duration)
+                    packet.pts, packet.dts, packet.stream = packet.pts + shift, packet.dts + shift, copy
+                    made.mux(packet)
+    return long

@@ -37,7 +37,7 @@ from tubelet.seeds import derive
 FORMAT = "tubelet-head-1"
 KindName = Literal["linear", "knn", "triplet"]
 Settings = dict[str, Any]
-Groups = Sequence[str | None]
+Groups = Sequence[str]
 
 PROJECTED = 64  # values that the triplet head keeps of a feature, at most
 TRIPLET_STEPS, TRIPLET_BATCH, TRIPLET_LR = 300, 256, 1e-3
@@ -209,7 +209,7 @@ def fit(
     ids = [stored.ids[row] for row in rows]
     all_settings: dict[str, Settings] = {"linear": {"l2": l2}, "knn": {"k": k}, "triplet": {"margin": margin, "seed": seed}}
     settings = all_settings[kind]
-    groups: Groups = ids if len(set(ids)) < len(ids) else [None] * len(ids)  # clips of one video stay together in validation
+    groups = [os.path.realpath(stored.paths[row]) for row in rows]  # what is of one file stays together in validation
     tensors = KINDS[kind].fit(stored.vectors[rows].double(), numbers, len(classes), groups, settings)
     return Head(kind, classes, tensors, settings, stored.fingerprint, stored.model, tuple(dict.fromkeys(ids)))
 
@@ -219,7 +219,7 @@ def predict(head: Head, stored: Stored, top: int = 5) -> list[Answer]:
     if stored.fingerprint != head.fingerprint:
         raise CheckpointError(
             f"the head was fitted on features of {head.model} with fingerprint {head.fingerprint}, these are of {stored.model} "
-            f"with {stored.fingerprint}: embed the videos with the same model, or fit a head on these"
+            f"with {stored.fingerprint}: embed the videos with the same model in the same precision, or fit a head on these"
         )
     if top < 1:
         raise ConfigError(f"top is {top}: ask for 1 class or more")

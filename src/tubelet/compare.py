@@ -29,6 +29,7 @@ from tubelet.train.device import choose_device
 from tubelet.train.folder import begun, finished_steps
 from tubelet.train.log import environment
 from tubelet.train.loop import train
+from tubelet.weights import flow
 from tubelet.weights.load import load_model
 
 TRIAL_STEPS, TRIAL_SHARE = 20, 0.1  # of a run that is given minutes, to find out how many steps fit: the less of the two
@@ -42,13 +43,16 @@ class Comparison:
     rows     one per model in the order of the ladder, then majority class and chance: name, weights ("random initialisation" or
              "pretrained"), top1, top1_low, top1_high (95 %, Wilson), mean_class_accuracy, videos, params, gmacs,
              clips_per_second (inference, no decoding), training_clips_per_second, training_clips, training_seconds.
-             A model that failed has only a `note` that says why, top1 is None
+             A model that failed has only a `note` that says why, top1 is None; one whose speed alone could not be measured has
+             a `note` too, and no clips_per_second
     failed   name -> the reason
+    untimed  name -> why its speed could not be measured
     missing  (id, reason) of held-out videos that could not be read, of the `asked` ones
     """
 
     rows: list[dict[str, Any]]
     failed: dict[str, str]
+    untimed: dict[str, str]
     part: str
     asked: int
     missing: list[tuple[str, str]]
@@ -65,8 +69,9 @@ def compare(
     report in `out`. A run that was stopped is continued, a finished one is neither trained nor judged again.
 
     minutes: train each for about so long in place of the number of steps in its configuration; a short trial finds how many fit.
-    A model that cannot take the clip, or fails in training, is named with the reason and the others go on.
-    Raises ConfigError when all fail, or when `out` holds a comparison under another budget.
+    A model that cannot take the clip, or fails in training, is named with the reason and the others go on. `init_flow` goes to
+    the models that have a RAFT. Raises ConfigError when all fail, when `out` holds a comparison under another budget, and for an
+    `init_flow` that no model takes.
     """
     if parallel.world() > 1:
         raise ConfigError("models are compared one after another in one process: start `tubelet compare` without torchrun")
@@ -82,9 +87,15 @@ def compare(
         )
     train_set, held_out = data.load(first.data, needs_labels=True)
     assert held_out is not None, "with labels something is always held out"
-    costs, failed = fitting(runs, train_set.classes)
+    costs, failed, with_raft = fitting(runs, train_set.classes)
     for name, reason in failed.items():
         say(f"{name} is left out: {reason}")
+    if first.init_flow and not with_raft:
+        raise ConfigError(
+            f"init_flow is {first.init_flow}, but none of {', '.join(costs) or 'the models'} has a RAFT: leave it out, or name "
+            "a model with one, for example two_stream_resnet18:estimator=raft_small"
+        )
+    runs = [(name, config if name in with_raft else replace(config, init_flow=None)) for name, config in runs]
 
     missing = [(row["id"], row["reason"]) for row in kept.get("missing", [])]
     done = {row["name"]: row for row in before["rows"]}
@@ -105,23 +116,25 @@ def compare(
                 continue
             model = load_model(run, choose_device(config.run.device))
             looks = look(model, held_out.examples, batch_size=config.loader.batch_size, workers=config.loader.workers)
+            weights = "pretrained" if config.init else "random initialisation"
+            row = protocol.classification_row(looks, model.class_names, weights, name) | costs[name] | of_training(run, config)
         except Exception as error:  # of any kind, no memory or a batch too small for its norms: the other models go on
             failed[name] = reason_of(error)
             say(f"{name} has no result: {failed[name]}")
             continue
         missing = list(looks.missing)
-        weights = "pretrained" if config.init else "random initialisation"
-        row = protocol.classification_row(looks, model.class_names, weights, name) | costs[name] | of_training(run, config)
         found[name] = row
         write(out, budget, runs, found, failed, costs, train_set, held_out, missing)
     if not found:
         name, reason = next(iter(failed.items()))
         raise ConfigError(f"not one of {len(runs)} models could be compared; {name}: {reason}")
     say("speed of inference, all models in turn")
-    for name, clips_per_second in speeds({name: config for name, config in runs if name in found}).items():
-        found[name] = found[name] | {"clips_per_second": clips_per_second}
+    fast, untimed = speeds({name: config for name, config in runs if name in found})
+    for name, row in found.items():
+        row.pop("clips_per_second", None)  # that of an earlier command
+        row.update({"clips_per_second": fast[name], "note": ""} if name in fast else {"note": f"not timed: {untimed[name]}"})
     rows, path = write(out, budget, runs, found, failed, costs, train_set, held_out, missing)
-    return Comparison(rows, failed, part_of(held_out.examples), len(held_out.examples), missing, path)
+    return Comparison(rows, failed, untimed, part_of(held_out.examples), len(held_out.examples), missing, path)
 
 
 def reason_of(error: Exception) -> str:
@@ -131,17 +144,21 @@ def reason_of(error: Exception) -> str:
 
 def fitting(
     runs: Sequence[tuple[str, TrainConfig]], classes: Sequence[str]
-) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """({name: params and gmacs of every model that takes the clips}, {name: why the others do not}); nothing is computed."""
-    costs, failed = {}, {}
+) -> tuple[dict[str, dict[str, Any]], dict[str, str], set[str]]:
+    """({name: params and gmacs of every model that takes the clips}, {name: why the others do not}, names of those with a RAFT);
+    nothing is computed."""
+    costs, failed, with_raft = {}, {}, set()
     for name, config in runs:
         try:
             with torch.device("meta"):
                 model = models.build(config.model.name, config.clip, classes, **config.model.options)
             costs[name] = models.cost(model)
-        except ConfigError as error:
-            failed[name] = str(error)
-    return costs, failed
+        except Exception as error:  # of any kind, such as sizes that no memory holds
+            failed[name] = reason_of(error)
+            continue
+        if flow.rafts(model):
+            with_raft.add(name)
+    return costs, failed, with_raft
 
 
 def settled(config: TrainConfig, minutes: float | None) -> TrainConfig:
@@ -185,18 +202,30 @@ def of_training(run: Path, config: TrainConfig) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def speeds(runs: Mapping[str, TrainConfig]) -> dict[str, float]:
-    """{name: clips a second from frames to logits}: the models take turns on the same frames, and medians are kept."""
-    networks = {name: load_model(config.out, choose_device(config.run.device)) for name, config in runs.items()}
-    frames = {name: frames_for(model) for name, model in networks.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in networks}
+def speeds(runs: Mapping[str, TrainConfig]) -> tuple[dict[str, float], dict[str, str]]:
+    """({name: clips a second from frames to logits}, {name: why it could not be measured}): the models take turns on the same
+    frames, and medians are kept."""
+    turns: dict[str, tuple[Model, Tensor]] = {}
+    failed: dict[str, str] = {}
+    for name, config in runs.items():
+        try:
+            model = load_model(config.out, choose_device(config.run.device))
+            turns[name] = model, frames_for(model)
+        except Exception as error:  # of any kind: the other models go on
+            failed[name] = reason_of(error)
+    seconds: dict[str, list[float]] = {name: [] for name in turns}
     for number in range(SPEED_ROUNDS + 1):
-        for name, model in networks.items():
+        for name, (model, frames) in list(turns.items()):
             began = time.perf_counter()
-            model(frames[name])["logits"].sum().item()  # waits for the device
+            try:
+                model(frames)["logits"].sum().item()  # waits for the device
+            except Exception as error:
+                failed[name] = reason_of(error)
+                del turns[name]
+                continue
             if number:  # the first round warms up
                 seconds[name].append(time.perf_counter() - began)
-    return {name: SPEED_BATCH / statistics.median(taken) for name, taken in seconds.items()}
+    return {name: SPEED_BATCH / statistics.median(seconds[name]) for name in turns}, failed
 
 
 def frames_for(model: Model) -> Tensor:

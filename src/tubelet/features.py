@@ -62,8 +62,9 @@ def embed(
     """Features of the readable Examples one after another, in their order; on_missing(id, reason) for the others.
 
     per "video": one Feature, the mean over `clips` windows spread evenly. per "clip": one Feature for each of the
-    windows. per "minute": one for each minute of the video, from windows every half window; `clips` does not count then. Memory
-    does not grow with the frames of a video: batches of them are held, and the current video's vectors.
+    windows. per "minute": one for each minute of the video, from windows every half window; `clips` does not count then. What
+    is held of a video: portions of its frames up to a bound, its index (60 bytes a frame, 140 while it is made), and the
+    vectors of its clips or of its minutes.
     """
     if per not in PER:
         raise ConfigError(f"features per {per!r}: it must be {', '.join(map(repr, PER[:-1]))} or {PER[-1]!r}")
@@ -236,25 +237,43 @@ def _per_minute(
     """Features of the minutes, video by video in the order of the Examples."""
     if len({example.id for example in examples}) != len(examples):
         raise DataError("videos share an id with another: read each only once")
-    held: dict[str, list[Embedded]] = {example.id: [] for example in examples}
+    held: dict[str, list[Embedded]] = {example.id: [] for example in examples}  # windows of the minute that each video is in
+    minutes: dict[str, list[Feature]] = {example.id: [] for example in examples}
     done: dict[str, str] = {}
     left = list(reversed(examples))
     for event in embed_windows(model, examples, batch_size=batch_size, workers=workers):
+        id, windows = event.example.id, held[event.example.id]
+        # Windows come in the order of time, so the next minute's first one, or the end, closes a minute.
+        if windows and (isinstance(event, Finished) or _minute_of(event) != _minute_of(windows[0])):
+            minutes[id].append(_minute(windows))
+            windows.clear()
         if isinstance(event, Embedded):
-            held[event.example.id].append(event)
+            windows.append(event)
             continue
-        done[event.example.id] = event.problem
+        done[id] = event.problem
         while left and left[-1].id in done:
             example = left.pop()
-            found = held.pop(example.id)
-            if done[example.id]:
-                if on_missing is not None:
-                    on_missing(example.id, done[example.id])
-                continue
-            starts = [one.window.start_seconds for one in found]
-            ends = [one.window.end_seconds for one in found]
-            for start, end, vector in pool(starts, ends, torch.stack([one.vector for one in found]), 60):
-                yield Feature(example.id, example.path, start, end, vector)
+            found = minutes.pop(example.id)
+            if not done[example.id]:
+                yield from found
+            elif on_missing is not None:
+                on_missing(example.id, done[example.id])
+
+
+def _minute_of(event: Embedded) -> int:
+    """The minute in which the middle of a window lies."""
+    return int((event.window.start_seconds + event.window.end_seconds) / 2 // 60)
+
+
+def _minute(windows: Sequence[Embedded]) -> Feature:
+    """The Feature of one minute, from all its windows."""
+    example, starts, ends = (
+        windows[0].example,
+        [one.window.start_seconds for one in windows],
+        [one.window.end_seconds for one in windows],
+    )
+    [(start, end, vector)] = pool(starts, ends, torch.stack([one.vector for one in windows]))
+    return Feature(example.id, example.path, start, end, vector)
 
 
 def fingerprint(model: Model) -> str:
@@ -269,13 +288,14 @@ def fingerprint(model: Model) -> str:
 def schema(model: Model, per: Per = "video") -> "pa.Schema":
     """Columns id, path, start_seconds, end_seconds, vector (fixed-size list of float32).
 
-    Its metadata holds the model's name and fingerprint, its ClipSpec and `per`.
+    Its metadata holds the model's name, fingerprint and precision, its ClipSpec and `per`.
     """
     import pyarrow as pa
 
     about = {
         "model": model.name,
         "fingerprint": fingerprint(model),
+        "precision": model.precision,
         "per": per,
         "clip": json.dumps(model.spec.to_dict()),
     }

@@ -43,8 +43,9 @@ class VideoModel:
         return embed_video(self.network, video, clips=clips)
 
 
-def load(path: str | Path, device: torch.device | str = "cpu") -> VideoModel:
-    """The model at a path (model folder, run folder or checkpoint); CheckpointError when it is not one."""
+def load(path: str | Path, device: torch.device | str = "cpu", precision: str = "fp32") -> VideoModel:
+    """The model at a path (model folder, run folder or checkpoint), in "fp32" or the faster "bf16"; CheckpointError when it is not
+    one, ConfigError for another precision."""
     from tubelet.weights.load import load_model
 
-    return VideoModel(load_model(path, device), str(path))
+    return VideoModel(load_model(path, device, precision), str(path))

@@ -102,6 +102,8 @@ def begin(folder: str | Path, examples: Sequence[Example], asked: Mapping[str, A
             draft.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
             os.replace(draft, folder / "manifest.json")
             before = manifest
+        if "precision" in manifest:
+            before.setdefault("precision", "fp32")  # of folders of before it was kept
     except OSError as error:
         raise CheckpointError(f"cannot write {folder}: {error}; choose a folder with room, that you may write to") from error
     other = [

@@ -126,7 +126,7 @@ def predict_table(
     """What `predict` says about the readable Examples, in their order, a row each; on_missing(id, reason) for the others.
 
     Columns id, path, start_seconds and end_seconds (what was looked at), classes and probabilities (lists, most probable
-    first). The schema's metadata holds the model's name and fingerprint and its ClipSpec. Errors as `predict`.
+    first). The schema's metadata holds the model's name, fingerprint, precision and ClipSpec. Errors as `predict`.
     """
     import pyarrow as pa
 
@@ -139,7 +139,8 @@ def predict_table(
         names, values = zip(*chances, strict=True)
         times = float(video.seconds.min()), float(video.seconds.max())
         rows.append((utf8(video.example.id), utf8(video.example.path), *times, names, values))
-    about = {"model": model.name, "fingerprint": fingerprint(model), "clip": json.dumps(model.spec.to_dict())}
+    about = {"model": model.name, "fingerprint": fingerprint(model), "precision": model.precision}
+    about["clip"] = json.dumps(model.spec.to_dict())
     columns = [
         ("id", pa.string()),
         ("path", pa.string()),

@@ -113,6 +113,7 @@ def view_batches(
                 skipped.append((video.example.id, video.problem))
             continue
         waiting.extend((clip, video.example, made[1]) for clip in made[0])
+        made = None  # or its frames would be held while the next portion comes
         while len(waiting) >= batch_size:
             yield batch()
     if waiting or skipped:
@@ -137,7 +138,7 @@ def _views(example: Example, spec: ClipSpec, clips: int, crops: int, portion: ra
     """The views (T,C,size,size) of those of the `clips` clips that are in `portion`, from one decode; are they padded?"""
     count, part = extent(example, None)
     with naming(example):
-        windows = view_indices(count, spec, clips, part)[portion.start : portion.stop]
+        windows = view_indices(count, spec, clips, part, portion)
     info = probe(example.path)
     boxes = view_boxes(info.height, info.width, spec, crops)
     cuts = [(window, box) for window, _ in windows for box in boxes]

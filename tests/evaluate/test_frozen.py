@@ -1,5 +1,7 @@
 """k-NN and linear probe against scikit-learn on the same features."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,8 @@ from sklearn.preprocessing import StandardScaler
 
 from tubelet.errors import DataError
 from tubelet.evaluate.knn import knn, standardize
-from tubelet.evaluate.linear_probe import L2_CHOICES, choose_l2, fit, folds, linear_probe
+from tubelet.evaluate.linear_probe import L2_CHOICES, choose_l2, fit, folds, footage, linear_probe
+from tubelet.records import Example
 
 
 def clusters(seed: int, videos: int = 60, width: int = 12, classes: int = 4, spread: float = 1.0):
@@ -85,11 +88,29 @@ def test_strength_is_chosen_without_the_questions_and_noise_asks_for_more():
 
 
 @settings(deadline=None)
-@given(st.lists(st.sampled_from(["a", "b", "c", "d", "e", "f", None]), min_size=1, max_size=60))
-def test_a_group_is_never_in_two_folds(groups):
-    fold = folds(torch.zeros(len(groups), dtype=torch.long), groups)
-    for name in set(groups) - {None}:
+@given(st.lists(st.tuples(st.sampled_from(["a", "b", "c", "d", "e", "f", None]), st.integers(0, 2)), min_size=1, max_size=60))
+def test_a_group_is_never_in_two_folds_and_no_class_in_one_alone(rows):
+    groups, labels = zip(*rows, strict=True)
+    fold = folds(torch.tensor(labels), groups)
+    units = {group: label for group, label in reversed(rows) if group}  # a group counts for the class of its first row
+    for name in units:
         assert len({int(f) for f, group in zip(fold, groups, strict=True) if group == name}) == 1
+    for label in set(labels):
+        alone = [int(f) for f, row in zip(fold, rows, strict=True) if row == (None, label)]
+        whole = [int(fold[groups.index(name)]) for name, of in units.items() if of == label]
+        sizes = Counter(alone + whole)
+        assert not sizes or max(sizes.values()) - min(sizes[f] for f in range(5)) <= 1
+
+
+def test_parts_of_a_file_share_a_fold(tmp_path):
+    (tmp_path / "link.mp4").symlink_to(tmp_path / "a.mp4")
+    parts = [
+        Example(str(tmp_path / name), f"{name}@{i}", start_seconds=float(i)) for name in ("a.mp4", "b.mp4") for i in range(3)
+    ]
+    parts += [Example(str(tmp_path / "link.mp4"), "link"), Example("c.mp4", "c", group="b"), Example("d.mp4", "d", group="b")]
+    together = footage(parts)
+    assert [together.index(one) for one in together] == [0, 0, 0, 3, 3, 3, 0, 7, 7]
+    assert folds(torch.zeros(9, dtype=torch.long), together).tolist() == [0, 0, 0, 1, 1, 1, 0, 2, 2]
 
 
 def test_without_training_videos_both_say_so():

@@ -21,13 +21,16 @@ import torch, torch.distributed as dist
 from safetensors.torch import save_file
 from tubelet import share
 from tubelet.models._conv3d import BatchNorm
+from tubelet.train.parallel import recompute
 
 dist.init_process_group("gloo")
-rank, out, counts = dist.get_rank(), sys.argv[1], json.loads(sys.argv[2])
+rank, out, counts, again = dist.get_rank(), sys.argv[1], json.loads(sys.argv[2]), sys.argv[3] == "True"
 torch.manual_seed(0)
 norm, x, weights = BatchNorm(3), torch.randn(10, 3, 2, 4, 4) * 3 + 1, torch.randn(10, 3, 2, 4, 4)
 with torch.no_grad():
     norm.weight.uniform_(0.5, 2), norm.bias.normal_()
+if again:
+    recompute(torch.nn.ModuleList([norm]))  # whose input and output alone are kept
 with share.of(rank, counts):
     rows = share.current(5).rows
     mine = x[2 * rows.start : 2 * rows.stop].clone().requires_grad_()  # two rows a clip
@@ -43,13 +46,17 @@ dist.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize("counts", [(3, 2), (5, 0)], ids=["uneven", "a process without a clip"])
-def test_batch_norm_of_two_processes_is_that_of_one(counts: tuple[int, int], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("counts", "again"),
+    [((3, 2), False), ((5, 0), False), ((3, 2), True)],
+    ids=["uneven", "a process without a clip", "computed again"],
+)
+def test_batch_norm_of_two_processes_is_that_of_one(counts: tuple[int, int], again: bool, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
     done = subprocess.run(
-        [*start, str(tmp_path), json.dumps(counts)], capture_output=True, text=True, timeout=200, check=False,
+        [*start, str(tmp_path), json.dumps(counts), str(again)], capture_output=True, text=True, timeout=200, check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -525,3 +525,18 @@ def test_running_statistics_are_those_of_the_clips(finetune_config: Make) -> Non
     config = finetune_config(model__name="early_fusion_resnet18", model__options={"width": 4}, optim__steps=3)
     kept = weights(train(config))
     assert kept["stem.1.num_batches_tracked"] == 3 == kept["blocks.3.1.bn2.num_batches_tracked"]
+
+
+def test_what_is_computed_again_moves_running_statistics_once(finetune_config: Make) -> None:
+    settings: dict[str, Any] = dict(model__name="early_fusion_resnet18", model__options={"width": 4}, optim__steps=3)
+    plain = weights(train(finetune_config("plain", **settings)))
+    assert same(plain, weights(train(finetune_config("again", **settings, run__recompute=True))))
+
+
+def test_a_model_without_blocks_has_nothing_to_compute_again(finetune_config: Make) -> None:
+    config = finetune_config(model__name="r2plus1d_18", model__options={"width": 4}, optim__steps=1, run__recompute=True)
+    with pytest.raises(
+        ConfigError, match="run.recompute is true, but r2plus1d_18 has no blocks to compute again: leave it out"
+    ):
+        train(config)
+    train(dataclasses.replace(config, run=dataclasses.replace(config.run, recompute=False)))

@@ -20,6 +20,7 @@ def answer_all(
     answer: "Answer",
     size: int,
     device: str,
+    precision: str,
     json: bool,
 ) -> int:
     """Fill the folder `out`, print what it holds, and give the exit code: 0, for broken videos are rows and no failure (a
@@ -34,14 +35,15 @@ def answer_all(
     if engine == "torchrun":
         rank, world, device = partitions.under_torchrun(device)
     place = choose_device(device)
-    network = load_model(model, place)
-    plan = partitions.begin(out, examples, {**asked, "model": network.name, "fingerprint": fingerprint(network)}, size)
+    network = load_model(model, place, precision)
+    asked = {**asked, "precision": network.precision, "model": network.name, "fingerprint": fingerprint(network)}
+    plan = partitions.begin(out, examples, asked, size)
 
     def say(line: str) -> None:
         note(line if world == 1 else f"rank {rank}: {line}")
 
     if engine == "ray":
-        made = partitions.fill_with_ray(plan, partial(load_model, model, place), answer, place.type == "cuda", say)
+        made = partitions.fill_with_ray(plan, partial(load_model, model, place, precision), answer, place.type == "cuda", say)
     else:
         made = partitions.fill(plan, network, answer, rank, world, say)
     counts = plan.counts()

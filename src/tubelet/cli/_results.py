@@ -58,11 +58,12 @@ def _line(row: dict[str, Any]) -> dict[str, Any]:
     shown = {"top1": "top-1", "top5": "top-5", "mean_class_accuracy": "mean class"}
     cells = {shown[key]: None if value is None else f"{value:.1%}" for key, value in numbers.items()}
     weights = "" if row["weights"] == row["name"] else row["weights"]
+    views = f"{row['clips']}x{row['crops']}" if "clips" in row else ""
     return {
         "result": row["name"],
         "weights": weights,
         **cells,
         "videos": row.get("videos"),
-        "views": f"{row['clips']}x{row['crops']}" if "clips" in row else "",
+        "views": f"{views} bf16" if row.get("precision") == "bf16" else views,
         "note": row.get("note", ""),
     }

@@ -24,6 +24,7 @@ def command(
     top: int | None = None,
     model: str = "",
     clips: int = 5,
+    precision: Literal["fp32", "bf16"] = "fp32",
     json: bool = False,
 ) -> int:
     """Teach classes to features that `tubelet embed` stored, in seconds; ask for them, and which videos to label next.
@@ -63,6 +64,8 @@ def command(
         The model that made the features, to predict videos that have none yet.
     clips
         Windows in time per video, where videos are embedded: as many as for the features.
+    precision
+        Of the model, where videos are embedded: that of the features.
     json
         Print JSON.
     """
@@ -80,7 +83,7 @@ def command(
     head = classify.load(paths[0])
     if action == "uncertain":
         return _uncertain(head, features.read(paths[1]), 20 if top is None else top, out, json)
-    stored, missing = _features(paths[1:], head, model, clips)
+    stored, missing = _features(paths[1:], head, model, clips, precision)
     return _predict(head, stored, missing, labels or [], split, 3 if top is None else top, out, json)
 
 
@@ -112,7 +115,7 @@ def _fit(path: str, labels: list[str], split: str, out: str, kind: Any, settings
     return 2 if unknown else 0
 
 
-def _features(paths: tuple[str, ...], head: "Head", model: str, clips: int) -> tuple["Stored", list[str]]:
+def _features(paths: tuple[str, ...], head: "Head", model: str, clips: int, precision: str) -> tuple["Stored", list[str]]:
     """Features at the paths, or of the videos there; and ids of videos that cannot be read."""
     import os
 
@@ -131,7 +134,7 @@ def _features(paths: tuple[str, ...], head: "Head", model: str, clips: int) -> t
     from tubelet.train.device import choose_device
     from tubelet.weights.load import load_model
 
-    network = load_model(model, choose_device("auto"))
+    network = load_model(model, choose_device("auto"), precision)
     missing: list[str] = []
 
     def on_missing(id: str, reason: str) -> None:

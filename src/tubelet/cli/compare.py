@@ -70,6 +70,7 @@ def command(
             {
                 "rows": found.rows,
                 "failed": found.failed,
+                "untimed": found.untimed,
                 "part": found.part,
                 "asked": found.asked,
                 "missing": [{"id": id, "reason": reason} for id, reason in found.missing],
@@ -88,6 +89,8 @@ def print_comparison(found: "Comparison") -> None:
         print(f"  {id}: {reason}")
     for name, reason in found.failed.items():
         print(f"{name} has no result: {reason}")
+    for name, reason in found.untimed.items():
+        print(f"{name} could not be timed: {reason}")
     print(f"report: {found.report}")
 
 

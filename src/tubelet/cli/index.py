@@ -27,6 +27,7 @@ def command(
     batch_size: int = 8,
     workers: int | None = None,
     device: str = "auto",
+    precision: Literal["fp32", "bf16"] | None = None,
     json: bool = False,
 ) -> int:
     """Make a searchable library of folders of videos, hours long or not; the same command later takes what is new or changed.
@@ -59,6 +60,9 @@ def command(
         Files that are read at the same time. Default: one per core.
     device
         "auto", "cpu" or "cuda".
+    precision
+        "bf16" computes in half of the bits: faster where the processor multiplies in it, and answers differ a little.
+        Default: that of the library, "fp32" for a new one.
     json
         Print a JSON object that says what was done.
     """
@@ -72,7 +76,7 @@ def command(
     asked = {name: value for name, value in given.items() if value is not None}
     replace(SLIDING, **asked)  # are they possible, before anything is read
     examples = datasets.read_many(data).examples
-    index, network = _open(out, model, asked, device)
+    index, network = _open(out, model, asked, device, precision)
     with _shown(out, len(examples)) as (on_window, on_video):
         added = index.add(network, examples, batch_size, workers, on_window, on_video)
     gone = index.gone(_places(data))
@@ -91,7 +95,7 @@ def command(
     return 2 if added.missing else 0
 
 
-def _open(out: str, model: str, asked: dict[str, Any], device: str) -> "tuple[Index, Model]":
+def _open(out: str, model: str, asked: dict[str, Any], device: str, precision: str | None) -> "tuple[Index, Model]":
     """The library, made where there is none, and the model it is made with. asked: what Windows are to differ in."""
     from tubelet.errors import ConfigError, DataError
     from tubelet.search import Index
@@ -109,9 +113,9 @@ def _open(out: str, model: str, asked: dict[str, Any], device: str) -> "tuple[In
     if "count" in asked and windows.kind != "uniform":
         raise ConfigError(f"--count {asked['count']} is for --windows uniform, these are {windows.kind}")
     if before and not model:
-        network, model = before.model(choose_device(device)), before.about.model_path
+        network, model = before.model(choose_device(device), precision), before.about.model_path
     else:
-        network = load_model(model, choose_device(device))
+        network = load_model(model, choose_device(device), precision or (before.about.precision if before else "fp32"))
     return Index.create(out, network, model, windows), network
 
 

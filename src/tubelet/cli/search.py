@@ -72,7 +72,9 @@ def command(
 
     library = Index.open(index)
     only = Filter(path, label, since, until)
-    network = load_model(model, choose_device(device)) if model else library.model(choose_device(device))
+    network = (
+        load_model(model, choose_device(device), library.about.precision) if model else library.model(choose_device(device))
+    )
     library.check(network)
     vector = question(network, query, start, end)
     began = time.perf_counter()

@@ -1,7 +1,7 @@
 """`tubelet serve`: a page to look at, and the same as an API."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -16,6 +16,7 @@ def command(
     token: str = "",
     folder: str = "",
     device: str = "auto",
+    precision: Literal["fp32", "bf16"] = "fp32",
     megabytes: float = 500.0,
     seconds: float = 3600.0,
     megapixels: float = 40.0,
@@ -47,6 +48,8 @@ def command(
         Where uploads and answers are kept. Default: a temporary folder that goes with the server.
     device
         "auto", "cpu" or "cuda".
+    precision
+        "bf16" computes in half of the bits: faster where the processor multiplies in it, and answers differ a little.
     megabytes
         The largest upload.
     seconds
@@ -73,5 +76,7 @@ def command(
     named = [(name, path) if equals else ("", word) for word in models for name, equals, path in [word.partition("=")]]
     chosen = [(name or Path(path).resolve().name, path) for name, path in named]
     limits = Limits(megabytes, seconds, megapixels)
-    settings = Settings(host, port, token, folder, library, device, batch, workers, places, timeout, per_minute, limits)
+    settings = Settings(
+        host, port, token, folder, library, device, precision, batch, workers, places, timeout, per_minute, limits
+    )
     return run(chosen, settings, note)

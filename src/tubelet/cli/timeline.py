@@ -1,5 +1,7 @@
 """`tubelet timeline`: what happens when in a video?"""
 
+from typing import Literal
+
 from tubelet.cli._print import emit_json, note, table
 
 
@@ -13,6 +15,7 @@ def command(
     background: str = "",
     threshold: float = 0.5,
     device: str = "auto",
+    precision: Literal["fp32", "bf16"] = "fp32",
     json: bool = False,
 ) -> None:
     """Say which classes happen when in a video of any length; as a plot, a table, subtitles or JSON too.
@@ -38,6 +41,8 @@ def command(
         A class happens where its probability reaches this.
     device
         "auto", "cpu" or "cuda".
+    precision
+        "bf16" computes in half of the bits: faster where the processor multiplies in it, and answers differ a little.
     json
         Print what a .json file would hold.
     """
@@ -50,7 +55,7 @@ def command(
 
     for path in out or ():
         check_suffix(path)
-    network = load_model(model, choose_device(device))
+    network = load_model(model, choose_device(device), precision)
     with bar("windows") as on_window:
         seen = timeline(network, video, every, windows or (), background, on_window=on_window, kept=Kept.in_cache(note))
     found = segments(seen, threshold)

@@ -98,6 +98,8 @@ def subtitle(sections: Sections) -> str:
         if data.get("part"):
             facts.append(text(data["part"]))
         facts.append(f"{data['evaluated']} of {data['asked']} videos evaluated, {data['clips']} × {data['crops']} views each")
+        if data.get("precision", "fp32") != "fp32":
+            facts.append(f"computed in {text(data['precision'])}")
     if "updated" in sections:
         facts.append(datetime.datetime.fromisoformat(sections["updated"]).strftime("%-d %B %Y, %H:%M"))
     return f'<p class="facts">{" · ".join(facts)}</p>'
@@ -202,6 +204,8 @@ def ladder_line(row: Mapping[str, Any], lead: bool) -> str:
         name += f'<span class="quiet under">{text(row["weights"])}</span>'
     if row["top1"] is None:
         return f'<tr><td>{name}</td><td class="quiet" colspan={3 + len(LADDER_NUMBERS)}>{text(row["note"])}</td></tr>'
+    if row.get("note"):
+        name += f'<span class="quiet under">{text(row["note"])}</span>'
     numbers = [percent(row["mean_class_accuracy"]), *(count(row.get(key), scale) for key, scale in LADDER_NUMBERS.items())]
     cells = "".join(f"<td class=n>{number}</td>" for number in numbers)
     kind = "lead" if lead else "floor" if row["weights"] in ("majority class", "chance") else ""
@@ -244,6 +248,7 @@ def result_line(row: Mapping[str, Any], with_note: bool, lead: bool) -> str:
     numbers = "".join(f"<td class=n>{percent(row.get(key))}</td>" for key in ("top5", "mean_class_accuracy"))
     videos = row.get("videos")
     views = f"{row['clips']} × {row['crops']}" if "clips" in row else ""
+    views += ", bf16" if row.get("precision") == "bf16" else ""
     return (
         f'<tr class="{kind}"><td>{name}</td><td class="n top">{percent(row["top1"])}</td>'
         f'<td class="bars">{bar(row)}</td>{numbers}'

@@ -33,11 +33,13 @@ def chance(classes: int) -> dict[str, Any]:
 
 
 def untrained(model: Model, seed: int = 0) -> Model:
-    """The same encoder with fresh random weights, in eval mode on the same device: the floor for frozen features."""
+    """The same encoder with fresh random weights, in eval mode on the same device and in the same precision: the floor for frozen
+    features."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         twin = models.build_like(model, class_names=())
-    return twin.eval().to(next(model.parameters()).device)
+    twin = twin.eval().to(next(model.parameters()).device)
+    return twin.bfloat16() if model.precision == "bf16" else twin
 
 
 def random_initialisation(run_folder: str | Path) -> Path:

@@ -3,6 +3,7 @@
 N training videos, M questions, D values per feature, K classes.
 """
 
+import os
 from collections.abc import Callable, Sequence
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from tubelet.errors import DataError
 from tubelet.evaluate.knn import standardize
+from tubelet.records import Example
 
 L2_CHOICES = (1e-3, 1e-2, 1e-1, 1.0)
 
@@ -38,19 +40,25 @@ def fit(features: Tensor, labels: Tensor, classes: int, l2: float, tolerance: fl
     return weight.detach(), bias.detach()
 
 
+def footage(examples: Sequence[Example]) -> list[str]:
+    """What each Example must share a fold with: its group, or else the file that it is a part of."""
+    return [example.group or os.path.realpath(example.path) for example in examples]
+
+
 def folds(labels: Tensor, groups: Sequence[str | None], count: int = 5) -> Tensor:
-    """int64 (N,): the fold of each video. One group is never in two folds; videos without a group are dealt out
-    class by class."""
+    """int64 (N,): the fold of each row. One group is never in two folds; rows without a group are one each. They are dealt out
+    class by class, a group by the class of its first row."""
     fold = torch.zeros(len(labels), dtype=torch.long)
-    named = sorted({group for group in groups if group is not None})
-    place = {group: index % count for index, group in enumerate(named)}
+    place: dict[str, int] = {}
     dealt: dict[int, int] = {}
     for index, (label, group) in enumerate(zip(labels.tolist(), groups, strict=True)):
-        if group is not None:
-            fold[index] = place[group]
-        else:
+        if group is None or group not in place:
             fold[index] = dealt.get(label, 0) % count
             dealt[label] = dealt.get(label, 0) + 1
+            if group is not None:
+                place[group] = int(fold[index])
+        else:
+            fold[index] = place[group]
     return fold
 
 

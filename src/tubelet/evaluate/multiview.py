@@ -8,8 +8,9 @@ V views, T frames, M videos, K classes, D embedding width.
 """
 
 import time
+from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -48,6 +49,7 @@ class Looks:
     seconds_taken: float
     clips: int
     crops: int
+    precision: str = "fp32"  # of the model
 
 
 def crops_of(spec: ClipSpec, asked: int | None) -> int:
@@ -81,12 +83,12 @@ def views(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    held: list[View] = []  # of the video that is being read
+    held: _Held | None = None  # of the video that is being read
     try:
         for batch in view_batches(examples, (), spec or model.spec, clips, crops, batch_size, workers):
             for id, reason in batch.skipped:
-                if held and held[0].example.id == id:
-                    held = []
+                if held is not None and held.example.id == id:
+                    held = None
                 if on_missing is not None:
                     on_missing(id, reason)
             if not batch.ids:
@@ -94,15 +96,36 @@ def views(
             frames = batch.frames if arrange is None else arrange(batch.frames, batch.ids)
             out = model(frames.to(device))
             embeddings = out["embedding"].double().cpu()
-            chances = out["logits"].double().softmax(dim=-1).cpu() if "logits" in out else [None] * len(batch.ids)
-            for id, seconds, embedding, probabilities in zip(batch.ids, batch.seconds, embeddings, chances, strict=True):
-                if held and held[0].example.id != id:
-                    yield from held
-                    held = []
-                held.append(View(by_id[id], seconds, embedding, probabilities))
-        yield from held
+            chances = out["logits"].double().softmax(dim=-1).cpu() if "logits" in out else embeddings[:, :0]
+            rows = torch.cat([batch.seconds, embeddings, chances], dim=1)  # (B,T+D+K)
+            for id, row in zip(batch.ids, rows, strict=True):
+                if held is not None and held.example.id != id:
+                    yield from held.views()
+                    held = None
+                held = held or _Held(by_id[id], (batch.seconds.shape[1], embeddings.shape[1], chances.shape[1]))
+                held.numbers.frombytes(row.numpy().tobytes())
+        if held is not None:
+            yield from held.views()
     finally:
         model.train(was_training)
+
+
+@dataclass
+class _Held:
+    """The views of one video in one piece of memory. As small tensors they would lie scattered between the frames that come and
+    go, and of those, freed, no later ones would fit in between: memory would grow by about a clip for every view.
+
+    sizes: T, D and K (0: no classes), the numbers of one view.
+    """
+
+    example: Example
+    sizes: tuple[int, int, int]
+    numbers: "array[float]" = field(default_factory=lambda: array("d"))
+
+    def views(self) -> Iterator[View]:
+        for row in torch.frombuffer(self.numbers, dtype=torch.float64).view(-1, sum(self.sizes)):
+            seconds, embedding, probabilities = row.split(self.sizes)
+            yield View(self.example, seconds, embedding, probabilities if len(probabilities) else None)
 
 
 def average(group: Sequence[View]) -> View:
@@ -163,6 +186,7 @@ def look(
         seconds_taken=time.perf_counter() - started,
         clips=clips,
         crops=crops,
+        precision=model.precision,
     )
 
 

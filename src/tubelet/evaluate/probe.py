@@ -16,7 +16,7 @@ from tqdm import tqdm
 from tubelet import models
 from tubelet.errors import CheckpointError, ConfigError, DataError, TubeletError
 from tubelet.evaluate import protocol, report, temporal_order
-from tubelet.evaluate.linear_probe import fitted
+from tubelet.evaluate.linear_probe import fitted, footage
 from tubelet.evaluate.multiview import Looks, label_numbers, look
 from tubelet.evaluate.run import known
 from tubelet.evaluate.sides import met, run_of, sides
@@ -225,7 +225,7 @@ def _answers(model: Model, train: Sequence[Example], class_names: Sequence[str],
     if not train:
         raise DataError("the model has no classes, and a linear probe on its features needs labelled training videos")
     stored = _look(model, train, settings, "training features")
-    groups = [example.group for example in stored.examples]
+    groups = footage(stored.examples)
     fit = fitted(stored.embeddings, label_numbers(stored.examples, class_names), len(class_names), groups=groups)
     of = f" of {len(train)}" if stored.missing else ""
     return lambda looked: fit(

@@ -18,7 +18,7 @@ from tubelet.errors import VideoError
 from tubelet.evaluate import metrics
 from tubelet.evaluate.baselines import chance, majority_class
 from tubelet.evaluate.knn import knn, standardize
-from tubelet.evaluate.linear_probe import linear_probe
+from tubelet.evaluate.linear_probe import footage, linear_probe
 from tubelet.evaluate.linear_svm import fuse
 from tubelet.evaluate.multiview import Looks, label_numbers
 from tubelet.evaluate.sides import Met
@@ -68,7 +68,7 @@ def frozen_rows(
     note: str = "frozen features",
 ) -> list[Row]:
     """k-NN, linear probe and linear SVM on frozen embeddings: fitted on the videos in `stored`, judged on those in `asked`."""
-    train_labels, groups = label_numbers(stored.examples, class_names), [example.group for example in stored.examples]
+    train_labels, groups = label_numbers(stored.examples, class_names), footage(stored.examples)
     answers = {}
     if "linear probe" in methods:
         answers["linear probe"] = linear_probe(
@@ -105,9 +105,9 @@ def fingerprint(examples: Sequence[Example]) -> str:
     return hashlib.blake2b("\n".join(facts).encode(), digest_size=8).hexdigest()
 
 
-def views(looks: Looks) -> dict[str, int]:
-    """Clips and crops per video, as a row and the data section say them."""
-    return {"clips": looks.clips, "crops": looks.crops}
+def views(looks: Looks) -> dict[str, int | str]:
+    """Clips and crops per video and the precision, as a row and the data section say them."""
+    return {"clips": looks.clips, "crops": looks.crops, "precision": looks.precision}
 
 
 def data_section(part: str, before: Met) -> Sections:

@@ -73,12 +73,12 @@ def claim(folder: str | Path) -> None:
 SECTIONS = {
     "name": "heading of the page",
     "model": "name, params, gmacs, classes and ClipSpec of the model",
-    "results": "rows: name, weights, top1, top5, mean_class_accuracy, top1_low, top1_high, videos, clips, crops, note, "
+    "results": "rows: name, weights, top1, top5, mean_class_accuracy, top1_low, top1_high, videos, clips, crops, precision, note, "
     "data (fingerprint of the videos judged)",
     "retrieval": "rows of tubelet.evaluate.retrieval: query, weights, recall_at_1, _5, _10, median_rank, mean_rank, queries, "
     "candidates",
     "ladder": "of several models: budget, clip, rows of `tubelet.compare.Comparison`",
-    "data": "what was evaluated: part, asked, evaluated, clips, crops, trained_on, pretrained_on",
+    "data": "what was evaluated: part, asked, evaluated, clips, crops, precision, trained_on, pretrained_on",
     "classes": "class names in order",
     "confusion": "counts, row = true class",
     "per_class": "rows: class, videos, correct, accuracy, mistaken_for, mistaken_times",
@@ -142,7 +142,7 @@ def write_run_report(
     if found:
         looks = look(model, found, batch_size=batch_size)
         sections["retrieval"] = retrieval.rows(model, looks)
-        about = {"asked": len(found), "evaluated": len(looks.examples), "clips": looks.clips, "crops": looks.crops}
+        about = {"asked": len(found), "evaluated": len(looks.examples)} | protocol.views(looks)
         sections["data"] = about | protocol.data_section(part_of(found), met(run_of(folder), looks.examples))
     sections |= {"name": folder.resolve().name, "model": protocol.model_section(model)}
     return update(folder, pictures, **sections)

@@ -29,6 +29,7 @@ class Settings:
     split         name of the split to evaluate; "all" for every video; "" for the data's own, or what the run held out
     clips, crops  views per video, in time and in space, whose probabilities are averaged; crops None: see `crops_of`
     methods       what to fit on frozen features: any of "linear probe", "k-NN" and "linear SVM"
+    precision     "fp32" or "bf16", of every pass through a model; training from random initialisation goes by the run's
     baseline      train the same model from random initialisation on the same budget (a fine-tuned run only)
     """
 
@@ -40,6 +41,7 @@ class Settings:
     batch_size: int = 8
     workers: int | None = None
     device: str = "cpu"
+    precision: str = "fp32"
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def evaluate(
 
     A model that reads text is judged on videos with captions: which sentence finds which video (see `retrieve`).
     """
-    model = load_model(model_path, settings.device)
+    model = load_model(model_path, settings.device, settings.precision)
     if model.reads_text and retrieval.captioned(datasets.read_many(data).examples):
         return retrieve(model, model_path, data, out, settings, say)
     if not model.class_names and not settings.methods:
@@ -159,7 +161,7 @@ def retrieve(
     say(f"evaluating {cut.part}" + (f"; {before.note}" if before.note else ""))
     looks = _look(model, examples, settings.clips, settings.crops or 1, settings, "embedding")
     rows = retrieval.rows(model, looks)
-    about = {"asked": len(examples), "evaluated": len(looks.examples), "clips": looks.clips, "crops": looks.crops}
+    about = {"asked": len(examples), "evaluated": len(looks.examples)} | protocol.views(looks)
     sections: protocol.Sections = {
         "name": folder.resolve().name, "model": protocol.model_section(model), "retrieval": rows,
         "data": about | protocol.data_section(cut.part, before),
@@ -190,7 +192,8 @@ def frozen_source(
         return model, run, "pretrained"
     if config is not None and config.init:
         try:
-            return load_model(config.init, next(model.parameters()).device), run_of(config.init), "pretrained"
+            device = next(model.parameters()).device
+            return load_model(config.init, device, model.precision), run_of(config.init), "pretrained"
         except CheckpointError as error:
             say(f"the pretrained model it started from cannot be read, so its own features are judged: {error}")
     return model, run, "this model"
@@ -236,8 +239,8 @@ def budget_rows(
     if config is not None and not config.init:
         return []  # the model itself started from random weights: it is its own baseline
     if not settings.baseline:
-        alike = {**{key: own[key] for key in ("data", "clips", "crops")}, "name": name, "weights": weights}
-        if any(alike.items() <= row.items() for row in report_so_far.get("results", [])):
+        alike = {**{key: own[key] for key in ("data", "clips", "crops", "precision")}, "name": name, "weights": weights}
+        if any(alike.items() <= {"precision": "fp32", **row}.items() for row in report_so_far.get("results", [])):
             return []
         return [protocol.row_without_number(name, weights, "left out (--no-baseline)", own)]
     if run is None or config is None:
@@ -246,7 +249,7 @@ def budget_rows(
     try:
         say(f"the same model from random initialisation is trained in {run / 'random_init'} (skip with --no-baseline)")
         twin_run = baselines.random_initialisation(run)
-        twin = load_model(twin_run, settings.device)
+        twin = load_model(twin_run, settings.device, settings.precision)
     except TubeletError as error:
         say(f"no baseline from random initialisation: {error}")
         return [protocol.row_without_number(name, weights, f"not trained: {error}", own)]

@@ -29,7 +29,7 @@ class Vocabulary(nn.Module):
     def ids(self, patches: Tensor) -> Tensor:
         """int64 (B,N): the nearest word of every tubelet of `patches` (B,N,P), values 0..255."""
         with torch.autocast(patches.device.type, enabled=False):  # the same words in any precision
-            return nearest(patches.flatten(0, 1).float() / 255, self.codebook)[0].view(patches.shape[:2])
+            return nearest(patches.flatten(0, 1).float() / 255, self.codebook.float())[0].view(patches.shape[:2])
 
     def pixels(self, ids: Tensor) -> Tensor:
         """float (B,N,P), values 0..255: what words stand for."""

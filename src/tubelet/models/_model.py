@@ -3,11 +3,14 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tubelet.errors import ConfigError
 from tubelet.models._tokens import Triple
 from tubelet.records import ClipSpec
+
+PRECISIONS = ("fp32", "bf16")  # of inference; see Model.precision
 
 
 class Model(nn.Module):
@@ -28,8 +31,14 @@ class Model(nn.Module):
     grid_of: Callable[..., Triple]
     reads_text: bool = False  # whether it has a text encoder
 
+    @property
+    def precision(self) -> str:
+        """ "bf16" where its weights are bfloat16 (see `weights.load.load_model`), else "fp32"."""
+        return "bf16" if next(self.parameters()).dtype == torch.bfloat16 else "fp32"
+
     def __call__(self, frames: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """As torch's; ConfigError for what is no batch of clips, whatever the family makes of clips."""
+        """As torch's; in bf16 what comes out is float32 all the same. ConfigError for what is no batch of clips, whatever the
+        family makes of clips."""
         own = f"it was built for {self.spec.frames} frames of {self.spec.size}x{self.spec.size} with 3 colours"
         if frames.ndim != 5:
             one = ", for one clip frames[None]" if frames.ndim == 4 else ""
@@ -43,7 +52,10 @@ class Model(nn.Module):
                 f"{self.name} got clips of {t} frames of {w}x{h} with {c} colours, which hold nothing; {own} (clip.frames and "
                 "clip.size)"
             )
-        return super().__call__(frames, *args, **kwargs)
+        if self.precision == "fp32":
+            return super().__call__(frames, *args, **kwargs)
+        with torch.autocast(frames.device.type, torch.bfloat16):  # pixels and position tables meet the weights in their type
+            return _widened(super().__call__(frames, *args, **kwargs))
 
     def init_weights(self) -> None:
         """Set every first value."""
@@ -73,3 +85,10 @@ class Model(nn.Module):
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         """float32 (B,width) of unit length, one row a text, in the space of "embedding"; ConfigError without a text encoder."""
         return self.tokenize(texts)  # says so
+
+
+def _widened(out: Any) -> Any:
+    """The same with every bfloat16 tensor as float32."""
+    if isinstance(out, dict):
+        return {name: _widened(value) for name, value in out.items()}
+    return out.float() if isinstance(out, Tensor) and out.dtype == torch.bfloat16 else out

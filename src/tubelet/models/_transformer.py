@@ -14,10 +14,11 @@ from tubelet.errors import ConfigError
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm in float32 whatever the autocast: its backward in bf16 loses most of the bias gradient."""
+    """LayerNorm in the type of its weights whatever the autocast. They are float32 in training, for its backward in bf16 loses most
+    of the bias gradient; a model that is bf16 as a whole keeps its residual stream so (torch computes inside in float32)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x.float(), self.normalized_shape, self.weight, self.bias, self.eps)
+        return F.layer_norm(x.to(self.weight.dtype), self.normalized_shape, self.weight, self.bias, self.eps)
 
 
 PAIRS = 2**21  # of queries and keys at a time in the backward pass below: 4 MB in bf16
@@ -201,8 +202,8 @@ class Dropout(nn.Dropout):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). The residual stream is float32 and stays so under autocast: a sum takes the
-    wider type."""
+    """x + attention(norm(x)), then x + mlp(norm(x)). The residual stream is of the type of the weights. float32 stays so under
+    autocast: a sum takes the wider type."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, eps: float, drop_path: float = 0.0) -> None:
         super().__init__()

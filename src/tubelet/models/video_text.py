@@ -258,7 +258,8 @@ class VideoText(Model):
         """float32 (B,E) of length 1, on the model's device; ConfigError for an empty text and for a model that reads none."""
         device = self.project.weight.device
         pieces = [texts[first : first + TEXTS] for first in range(0, len(texts), TEXTS)]
-        found = [self._encoded(self.tokenize(piece).to(device)) for piece in pieces]
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            found = [self._encoded(self.tokenize(piece).to(device)) for piece in pieces]
         return torch.cat(found) if found else torch.empty(0, self.width, device=device)
 
     @property

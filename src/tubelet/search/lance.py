@@ -31,9 +31,9 @@ KEPT = datetime.timedelta(hours=1)  # how long readers may hold on to what has b
 
 @dataclass(frozen=True)
 class About:
-    """What the vectors of a library are: made by which model (name, fingerprint of its weights, where it lay), of which clips
-    and windows, of which width; settings: hash of the model's name and options, "" in libraries of before it was kept. Vectors of
-    another space cannot be compared with them."""
+    """What the vectors of a library are: made by which model (name, fingerprint of its weights, where it lay, in which
+    precision), of which clips and windows, of which width; settings: hash of the model's name and options, "" in libraries of
+    before it was kept. Vectors of another space cannot be compared with them."""
 
     model: str
     fingerprint: str
@@ -42,6 +42,7 @@ class About:
     clip: ClipSpec
     windows: Windows
     settings: str = ""
+    precision: str = "fp32"
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **asdict(self), "clip": self.clip.to_dict()})

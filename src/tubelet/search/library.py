@@ -63,7 +63,8 @@ class Index:
         of other windows."""
         uri = str(uri)
         place = _place(model_path)
-        asked = About(model.name, fingerprint(model), place, model.width, model.spec, windows, _settings(model))
+        made_by = (model.name, fingerprint(model), place)
+        asked = About(*made_by, model.width, model.spec, windows, _settings(model), model.precision)
         database = lance.connect(uri)
         if "windows" not in lance.tables(database):
             columns = lance.schema(asked)
@@ -94,12 +95,13 @@ class Index:
                 raise DataError(f"{uri} was not written by `tubelet index`: choose another --out")
             return cls(uri, database, About.from_json(metadata[b"tubelet.search"].decode()))
 
-    def model(self, device: torch.device | str = "cpu") -> Model:
-        """The model that the library was made with. CheckpointError where it no longer is where it was."""
+    def model(self, device: torch.device | str = "cpu", precision: str | None = None) -> Model:
+        """The model that the library was made with, in its precision unless another is named. CheckpointError where it no longer is
+        where it was."""
         from tubelet.weights.load import load_model
 
         try:
-            return load_model(self.about.model_path, torch.device(device))
+            return load_model(self.about.model_path, torch.device(device), precision or self.about.precision)
         except CheckpointError as error:
             raise CheckpointError(f"{error}; {self.uri} was made with it: if it has moved, name it with --model") from error
 
@@ -109,6 +111,11 @@ class Index:
             raise ConfigError(
                 f"{self.uri} holds vectors of {self.about.width} values from {self.about.model}, and {model.name} gives "
                 f"{model.width}: ask with the model it was made with, {self.about.model_path}"
+            )
+        if model.precision != self.about.precision:
+            raise ConfigError(
+                f"{self.uri} was made in {self.about.precision}, and {model.name} is here in {model.precision}: their "
+                f"vectors must not be mixed; ask for --precision {self.about.precision}, or choose another --out"
             )
         other = fingerprint(model)
         if other != self.about.fingerprint:

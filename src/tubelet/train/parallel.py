@@ -8,6 +8,7 @@ import functools
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tubelet import models, share
 from tubelet.errors import ConfigError, TrainingError
+from tubelet.models._conv3d import BatchNorm
 from tubelet.models._model import Model
 from tubelet.records import Batch, ClipSpec
 
@@ -253,9 +255,36 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def recompute(model: Model) -> None:
-    """Keep nothing but the inputs of blocks for the backward pass, and compute the rest again: slower, in less memory."""
-    for block in blocks(model):
-        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+    """Keep nothing but the inputs of blocks for the backward pass, and compute the rest again: slower, in less memory.
+    ConfigError for a model that has no blocks."""
+    found = blocks(model)
+    if not found:
+        raise ConfigError(f"run.recompute is true, but {model.name} has no blocks to compute again: leave it out")
+    for block in found:
+        norms = [module for module in block.modules() if isinstance(module, BatchNorm)]
+        again: dict[str, Any] = {"context_fn": functools.partial(_twice, norms)} if norms else {}
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, **again)
+
+
+def _twice(norms: Sequence[BatchNorm]) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """What the first pass and the second one run in: only the first moves running means and variances."""
+    return contextlib.nullcontext(), _unmoved(norms)
+
+
+@contextlib.contextmanager
+def _unmoved(norms: Sequence[BatchNorm]) -> Iterator[None]:
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum = (
+            0.0  # with no statistics at all fewer tensors would be saved than in the first pass, which torch refuses
+        )
+        assert norm.num_batches_tracked is not None
+        norm.num_batches_tracked = norm.num_batches_tracked.clone()
+    try:
+        yield
+    finally:
+        for norm, (momentum, seen) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, seen
 
 
 @contextlib.contextmanager

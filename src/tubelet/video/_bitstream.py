@@ -5,13 +5,12 @@ does it show a frame, and is it in one piece. Sources: H.264 (ITU-T H.264 7.3.1,
 VP8 (RFC 6386 9.1), VP9 (bitstream specification 6.2, Annex B).
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 READABLE = ("h264", "hevc", "vp8", "vp9", "av1")  # the codecs that `read_packet` understands
 
 
-@dataclass(frozen=True)
-class PacketFacts:
+class PacketFacts(NamedTuple):
     """entry: decoding may start here (with later pictures exact). droppable: no other picture needs this one.
 
     shown: a frame comes out for it. sound: its inner lengths add up. resets: a point (end of sequence, BLA picture) after which

@@ -10,6 +10,7 @@ F frames in the order they are shown, P packets in the order they are stored.
 import contextlib
 import os
 import threading
+from array import array
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -151,11 +152,12 @@ class _Scan:
 
     stamps: list[int | None] = field(default_factory=list)
     dated: bool = True  # every packet says when it is shown, not only when it is decoded
-    discarded: list[bool] = field(default_factory=list)
-    offsets: list[int] = field(default_factory=list)  # -1: not in the file in one piece
-    sizes: list[int] = field(default_factory=list)
+    discarded: bytearray = field(default_factory=bytearray)
+    offsets: "array[int]" = field(default_factory=lambda: array("q"))  # -1: not in the file in one piece
+    sizes: "array[int]" = field(default_factory=lambda: array("q"))
     in_file: bool = True
     facts: list[PacketFacts] = field(default_factory=list)
+    kinds: dict[PacketFacts, PacketFacts] = field(default_factory=dict)  # packets whose facts are the same share them
     whole: bool = True
     changes: bool = False  # of the decoder's settings, on the way
     encrypted: bool = False
@@ -210,7 +212,7 @@ def _note_packet(scan: _Scan, packet: av.Packet, codec: str, length_bytes: int, 
     scan.sizes.append(packet.size)
     scan.last_duration = packet.duration or 0
     facts = read_packet(codec, data, packet.is_keyframe, length_bytes) if codec in READABLE else PacketFacts(packet.is_keyframe)
-    scan.facts.append(facts)
+    scan.facts.append(scan.kinds.setdefault(facts, facts))
     kinds = [data.data_type for data in packet.iter_sidedata()]  # mostly none: asking for one by its name takes longer
     scan.encrypted = scan.encrypted or "encryption_info" in kinds
     scan.changes = scan.changes or "new_extradata" in kinds or "param_change" in kinds
@@ -248,7 +250,7 @@ def _proven_frames(scan: _Scan) -> tuple[np.ndarray, np.ndarray] | None:
     stamps = np.array(scan.stamps, np.int64)
     if len(np.unique(stamps)) < len(stamps) or stamps[0] > stamps.min():  # the latter: pictures that lean on what is missing
         return None
-    packets = np.flatnonzero(~np.array(scan.discarded))
+    packets = np.flatnonzero(np.array(scan.discarded) == 0)
     packets = packets[np.argsort(stamps[packets])]
     return (stamps[packets], packets) if list(stamps[packets][:2]) == scan.frames[:2] else None
 

@@ -5,8 +5,9 @@ start before it to its own, unneeded ones that no other picture refers to left o
 straight from the file where they lie in one piece (no container is opened at all), else demuxed from the beginning.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
+from itertools import pairwise
 
 import av
 import av.filter
@@ -37,8 +38,11 @@ class NotAsIndexed(Exception):
     """What the decoder gave back is not what the index promised: the file has to be decoded from its start."""
 
 
-def frames(path: str, index: Index, wanted: list[int], approximate: bool = False) -> Iterator[tuple[int, av.VideoFrame]]:
+def frames(
+    path: str, index: Index, wanted: Sequence[int] | np.ndarray, approximate: bool = False
+) -> Iterator[tuple[int, av.VideoFrame]]:
     """(number, frame) of every wanted frame (sorted, without repeats), in that order. NotAsIndexed, VideoError."""
+    wanted = np.asarray(wanted, np.int64)
     if index.packet is None:
         yield from _from_start(path, wanted, approximate)
         return
@@ -54,20 +58,30 @@ def frames(path: str, index: Index, wanted: list[int], approximate: bool = False
         raise NotAsIndexed
 
 
-def _by_packet(path: str, index: Index, wanted: list[int], approximate: bool) -> Iterator[tuple[int, av.VideoFrame]]:
-    """The wanted frames, known by their time stamps, from runs of packets that each begin where decoding may begin."""
+def _by_packet(path: str, index: Index, wanted: np.ndarray, approximate: bool) -> Iterator[tuple[int, av.VideoFrame]]:
+    """The wanted frames, known by their time stamps, from runs of packets that each begin where decoding may begin. What is
+    looked up is held for one run at a time: all frames of hours may be wanted."""
     assert index.packet is not None
-    number_of = {int(index.stamps[number]): number for number in wanted}
+    packets, droppable = index.packet[wanted], index.droppable
     runs = _runs(index, wanted)
-    needed = set(index.packet[wanted].tolist())
-    feed = [p for a, b in runs for p in range(a, b + 1) if p in needed or not index.droppable[p]]
-    starts = {first for first, _ in runs}
-    ends = {last for _, last in runs}
+    starts, ends = {first for first, _ in runs}, {last for _, last in runs}
+    # Runs follow one another in the file, and so do the wanted frames: where those of each run begin, and all end.
+    run_of = np.searchsorted([first for first, _ in runs], packets, side="right") - 1
+    bounds = np.searchsorted(run_of, np.arange(len(runs) + 1)).tolist()
+
+    def feed() -> Iterator[int]:
+        for (first, last), (begin, end) in zip(runs, pairwise(bounds), strict=True):
+            needed = ~droppable[first : last + 1]
+            needed[packets[begin:end] - first] = True
+            yield from (first + np.flatnonzero(needed)).tolist()
+
     source = _read_packets if index.offset is not None else _demux_packets
-    shown_from = 0
-    for number, packet, decoder in source(path, index, feed, starts, approximate):
+    shown_from, own, number_of = 0, pairwise(bounds), dict[int, int]()
+    for number, packet, decoder in source(path, index, feed(), starts, approximate):
         if number in starts:
             shown_from = int(index.packet_stamp[number])
+            numbers = wanted[slice(*next(own))]
+            number_of = dict(zip(index.stamps[numbers].tolist(), numbers.tolist(), strict=True))
         decoded = decoder.decode(packet)
         if number in ends:
             decoded += decoder.decode(None)
@@ -79,7 +93,7 @@ def _by_packet(path: str, index: Index, wanted: list[int], approximate: bool) ->
                 yield number_of[frame.pts], frame
 
 
-def _runs(index: Index, wanted: list[int]) -> list[tuple[int, int]]:
+def _runs(index: Index, wanted: Sequence[int] | np.ndarray) -> list[tuple[int, int]]:
     """(first, last) packets that decode the wanted frames; between runs the decoder starts afresh.
 
     A frame needs all packets from a start that is shown no later than itself: pictures shown before the start they follow in
@@ -87,7 +101,7 @@ def _runs(index: Index, wanted: list[int]) -> list[tuple[int, int]]:
     """
     assert index.packet is not None
     runs: list[tuple[int, int]] = []
-    for packet in index.packet[wanted].tolist():
+    for packet in map(int, index.packet[wanted]):
         at = int(np.searchsorted(index.entries, packet, side="right")) - 1
         while at >= 0 and index.packet_stamp[index.entries[at]] > index.packet_stamp[packet]:
             at -= 1
@@ -99,7 +113,7 @@ def _runs(index: Index, wanted: list[int]) -> list[tuple[int, int]]:
     return runs
 
 
-def _read_packets(path: str, index: Index, feed: list[int], starts: set[int], approximate: bool) -> Iterator[Fed]:
+def _read_packets(path: str, index: Index, feed: Iterable[int], starts: set[int], approximate: bool) -> Iterator[Fed]:
     """Packets straight from the file, and for every run a fresh decoder set up as the container would set it up.
 
     Fresh rather than flushed, so that nothing of one run can leak into the next.
@@ -128,7 +142,7 @@ def _new_decoder(index: Index, approximate: bool) -> av.VideoCodecContext:
     return decoder
 
 
-def _demux_packets(path: str, index: Index, feed: list[int], starts: set[int], approximate: bool) -> Iterator[Fed]:
+def _demux_packets(path: str, index: Index, feed: Iterable[int], starts: set[int], approximate: bool) -> Iterator[Fed]:
     """Packets by counting them from the beginning of the file: always the right ones, where seeking by time may not be."""
     with open_video(path) as (container, stream):
         stream.codec_context.options = OPTIONS[approximate]
@@ -145,7 +159,7 @@ def _demux_packets(path: str, index: Index, feed: list[int], starts: set[int], a
                 return
 
 
-def _from_start(path: str, wanted: list[int], approximate: bool) -> Iterator[tuple[int, av.VideoFrame]]:
+def _from_start(path: str, wanted: np.ndarray, approximate: bool) -> Iterator[tuple[int, av.VideoFrame]]:
     """The wanted frames by counting the frames of a sequential decode."""
     todo = iter(wanted)
     target = next(todo)
@@ -185,8 +199,12 @@ def read_frames(
     """
     parts = [Part(index, numbers, box, size, interpolation) for numbers, box in cuts]
     wanted = np.unique(np.concatenate([numbers for numbers, _ in cuts]))
-    for number, frame in frames(path, index, wanted.tolist(), approximate):
-        for part in parts:
+    takers: dict[int, list[Part]] = {}  # by frame: of hundreds of cuts few want the same
+    for part in parts:
+        for number in part.places:
+            takers.setdefault(number, []).append(part)
+    for number, frame in frames(path, index, wanted, approximate):
+        for part in takers[number]:
             part.take(number, frame)
     return [part.whole() for part in parts]
 
@@ -198,7 +216,7 @@ def each_piece(
     which one piece is held. NotAsIndexed, VideoError."""
     todo = iter(pieces)
     part: Part | None = None
-    for number, frame in frames(path, index, np.concatenate(pieces).tolist()):
+    for number, frame in frames(path, index, np.concatenate(pieces)):
         part = part or Part(index, next(todo), box, size, interpolation)
         part.take(number, frame)
         if not part.left:
@@ -236,7 +254,8 @@ class Part:
         if not self.at_once:
             together = min(max(1, RESIZED_BYTES // (height * width * 3)), together)
         self.frames = np.empty((0 if self.at_once else len(numbers), *size, 3), np.uint8)
-        self.rows = np.empty((together, height, width, 3), np.uint8)
+        self.rows_shape = (together, height, width, 3)
+        self.rows: np.ndarray | None = None  # from the first frame to the last: many cuts in turn use the same memory
         self.held: list[list[int]] = []  # places of the frames in `rows`
         self.converter, self.crop = tools or new_tools()
 
@@ -244,6 +263,8 @@ class Part:
         """Keep what the cut wants of a decoded frame."""
         if number not in self.places:
             return
+        if self.rows is None:
+            self.rows = np.empty(self.rows_shape, np.uint8)
         self.rows[len(self.held)] = self._pixels(frame)
         self.held.append(self.places[number])
         self.left -= 1
@@ -337,7 +358,7 @@ def all_frames(
     wanted: the frames of a part of the file, of which as little is decoded as they need; NotAsIndexed.
     """
     whole = range(len(index.seconds))
-    numbers = list(whole if wanted is None else wanted)
+    numbers = np.array(whole if wanted is None else wanted)
     found = _from_start(path, numbers, approximate=False) if wanted in (None, whole) else frames(path, index, numbers)
     for number, frame in found:
         part = Part(index, np.array([number]), None, size, interpolation)

@@ -68,23 +68,25 @@ def train_indices(
 
 
 def view_indices(
-    video_frames: int, spec: ClipSpec, clips: int, range_frames: tuple[int, int] | None = None
+    video_frames: int, spec: ClipSpec, clips: int, range_frames: tuple[int, int] | None = None, chosen: range | None = None
 ) -> list[tuple[np.ndarray, bool]]:
-    """`clips` pairs (frame numbers int64 (T,), padded) for evaluation, spread evenly from the first window to the last.
+    """`clips` pairs (frame numbers int64 (T,), padded) for evaluation, spread evenly from the first window to the last; of them
+    those at the places `chosen`, where it is given.
 
     One clip is the centre window, or the middle frame of each segment; several clips of segments take evenly spread phases. A
     video shorter than a clip gives the same padded clip every time. Errors as in `train_indices`.
     """
     assert clips >= 1, clips
+    chosen = chosen or range(clips)
     first, count = _range(video_frames, range_frames)
     spare = count - span_frames(spec)
     if spare < 0:
-        return [(first + window_indices(0, spec, count), True)] * clips
+        return [(first + window_indices(0, spec, count), True)] * len(chosen)
     if spec.sampling == "segments":
-        phases = [np.full(spec.frames, (clip + 0.5) / clips) for clip in range(clips)]
+        phases = [np.full(spec.frames, (clip + 0.5) / clips) for clip in chosen]
         return [(first + _segments(phase, spec, count), False) for phase in phases]
     starts = np.linspace(0, spare, clips).round().astype(int) if clips > 1 else [spare // 2]
-    return [(first + window_indices(int(start), spec, count), False) for start in starts]
+    return [(first + window_indices(int(starts[place]), spec, count), False) for place in chosen]
 
 
 def _segments(phase: np.ndarray, spec: ClipSpec, count: int) -> np.ndarray:

@@ -62,7 +62,7 @@ class Windows:
 SLIDING = Windows()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Window:
     """One window: the frames first..last of the file, of which a clip shows `numbers`, int64 (T,).
 
@@ -260,6 +260,7 @@ def _pieces(
     if not windows:
         return
     wanted = np.unique(np.concatenate([window.numbers for window in windows]))
+    del windows  # of hours, thousands of small things
     together = max(1, PIECE_BYTES // (spec.size**2 * 3))
     pieces = [wanted[at : at + together] for at in range(0, len(wanted), together)][max(0, done - 1) :]
     for certain in (False, True):

@@ -49,7 +49,7 @@ class Library:
         about = self.index.about
         fitting = [one for one in networks if (fingerprint(one), one.spec) == (about.fingerprint, about.clip)]
         try:
-            self.network = fitting[0] if fitting else load_model(about.model_path, choose_device(device))
+            self.network = fitting[0] if fitting else load_model(about.model_path, choose_device(device), about.precision)
         except CheckpointError as error:
             raise CheckpointError(f"{error}; {uri} was made with it: serve it beside the others if it has moved") from error
         self.index.check(self.network)

@@ -35,6 +35,7 @@ class Settings:
     folder: str = ""
     library: str = ""
     device: str = "auto"
+    precision: str = "fp32"
     batch: int = 8
     workers: int | None = None
     places: int = 32
@@ -85,7 +86,7 @@ def run(models: Sequence[tuple[str, str]], settings: Settings, say: Callable[[st
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
     hosts = ("127.0.0.1", "localhost", "[::1]", shown) if own else ("*",)
     with closing(listening), uploads_folder(settings.folder) as folder:
-        served = [open_model(path, name, settings.device, settings.batch) for name, path in models]
+        served = [open_model(path, name, settings.device, settings.batch, settings.precision) for name, path in models]
         uploads = Uploads(folder, settings.limits)
         library = Library(settings.library, settings.device, [one.network for one in served]) if settings.library else None
         workers = settings.workers or cores()

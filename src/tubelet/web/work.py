@@ -83,9 +83,9 @@ def choose_model(models: Sequence[Served], name: str, ability: str) -> Served:
     return chosen
 
 
-def open_model(path: str | Path, name: str, device: str = "auto", most: int = 8) -> Served:
+def open_model(path: str | Path, name: str, device: str = "auto", most: int = 8, precision: str = "fp32") -> Served:
     """A model ready to answer; CheckpointError where there is none."""
-    network = load_model(path, choose_device(device))
+    network = load_model(path, choose_device(device), precision)
     folder = run_of(path)
     masked = TrainConfig.from_yaml(folder / "config.yaml").masked if folder else None
     normalize = masked.normalize_target if masked else True

@@ -84,6 +84,8 @@ def export(
         raise ConfigError(f"--to is {to!r}: it must be one of {', '.join(FILES)}")
     if int8 and to != "onnx":
         raise ConfigError(f"--int8 is for --to onnx; {to} keeps float32")
+    if model.precision != "fp32":
+        raise ConfigError(f"{model.name} is loaded in {model.precision}: load it in fp32 to export it")
     if out.exists():
         raise CheckpointError(f"{out} is there already: choose another place, nothing is overwritten")
     model = model.cpu().eval()

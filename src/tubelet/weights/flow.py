@@ -20,12 +20,17 @@ def read(path: str, network: raft.RAFT) -> dict[str, Tensor]:
     return state
 
 
+def rafts(model: Model) -> list[raft.RAFT]:
+    """The RAFTs that `model` has in it, none or one."""
+    return [part.raft for part in model.modules() if isinstance(part, TwoStream) and part.raft is not None]
+
+
 def begin(model: Model, path: str | None) -> list[str]:
-    """Give the RAFT within `model` the weights in torchvision's file; gives the names of the RAFTs that it has, none or one.
+    """Give the RAFT within `model` the weights in torchvision's file; gives the names of its `rafts`.
 
     It never learns, so without a file it would stay as random as it was made: ConfigError, as for a file where there is no RAFT.
     """
-    networks = [part.raft for part in model.modules() if isinstance(part, TwoStream) and part.raft is not None]
+    networks = rafts(model)
     if path and not networks:
         raise ConfigError(
             f"init_flow is {path}, but {model.name} has no RAFT in it: set --model.options.estimator raft_small, or leave it out"

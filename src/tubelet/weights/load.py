@@ -9,7 +9,8 @@ import torch
 
 from tubelet import models
 from tubelet.errors import CheckpointError, ConfigError
-from tubelet.models._model import Model
+from tubelet.find import choose
+from tubelet.models._model import PRECISIONS, Model
 from tubelet.records import ClipSpec
 from tubelet.weights import layouts
 from tubelet.weights.checkpoint import Checkpoint, is_ours, newest, read, read_tensors, refuse_old
@@ -19,14 +20,27 @@ from tubelet.weights.resize import fit_tubelets
 from tubelet.weights.save import FORMAT
 
 
-def load_model(path: str | Path, device: torch.device | str = "cpu") -> Model:
+def load_model(path: str | Path, device: torch.device | str = "cpu", precision: str = "fp32") -> Model:
     """The model stored at `path`, in evaluation mode on `device`.
+
+    precision is "fp32", or "bf16": the whole model in bfloat16, which is faster where the processor multiplies in it and gives
+    answers that differ a little; its outputs are float32 either way.
 
     path is a model folder (`config.json` + `model.safetensors`), a run folder (its `model/`, or while the run is unfinished
     its newest whole checkpoint), one checkpoint, or weights in a layout of others (see `weights.foreign`), of which it is
-    said what had to be assumed. Raises CheckpointError for anything else and for weights that do not fit.
+    said what had to be assumed. Raises CheckpointError for anything else and for weights that do not fit, ConfigError for another
+    precision and for an exported graph in bf16.
     """
-    path = located(path)
+    choose(precision, PRECISIONS, "precision")
+    model = _load(located(path), device)
+    if precision == "fp32":
+        return model
+    if not next(model.parameters()).is_floating_point():
+        raise ConfigError(f"{path} is an exported graph, which has a precision of its own: leave --precision {precision} out")
+    return model.bfloat16()
+
+
+def _load(path: Path, device: torch.device | str) -> Model:
     if path.is_file() and path.name == "model.safetensors" and is_folder(path.parent):
         path = path.parent
     if is_ours(path):
