@@ -428,7 +428,10 @@ def test_other_settings_other_data_and_other_folders_are_refused(videos: Path, t
     with pytest.raises(ConfigError, match=r"was prepared from .*/videos, not .*/more: choose another folder"):
         prepare(tmp_path / "more", out, PrepareConfig(gop_frames=8))
     assert files(out) == before
-    with pytest.raises(DataError, match="more holds something, and no prepared.jsonl that says `tubelet prepare` wrote it: remove it, or choose"):
+    with pytest.raises(
+        DataError,
+        match="more holds something, and no prepared.jsonl that says `tubelet prepare` wrote it: remove it, or choose",
+    ):
         prepare(videos, tmp_path / "more")
     with pytest.raises(DataError, match="whose videos would then be read twice: choose a folder beside it"):
         prepare(videos, videos / "small")

@@ -2,6 +2,8 @@
 
 import copy
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from tubelet import models
 from tubelet.errors import ConfigError
 from tubelet.models._conv3d import output_size, receptive_field
+from tubelet.models._resnet import Point
 from tubelet.models.fusion import CLIPS, NETWORKS, Fusion
 from tubelet.records import ClipSpec
 
@@ -283,3 +286,29 @@ def test_models_that_cannot_be() -> None:
         small("single_frame", stages=0)
     with pytest.raises(ConfigError, match="slow_fusion_toy got clips of 2 frames"):
         models.build("slow_fusion_toy", ClipSpec(frames=2, size=32))
+
+
+@pytest.mark.parametrize("channels", [4, 8, 16])
+def test_a_strided_point_is_the_convolution(channels: int) -> None:
+    """Few channels go another way, because torch's own crashes in their gradient on some processors."""
+    torch.manual_seed(0)
+    x = torch.randn(2, channels, 9, 12, dtype=torch.float64).to(memory_format=torch.channels_last).requires_grad_()
+    point = Point(channels, 16, 2).double()
+    ours = torch.autograd.grad(point(x).square().sum(), [x, point.weight])
+    y = torch.einsum("oi,bihw->bohw", point.weight[:, :, 0, 0], x[:, :, ::2, ::2])
+    theirs = torch.autograd.grad(y.square().sum(), [x, point.weight])
+    torch.testing.assert_close(point(x), y)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_narrow_networks_train_on_decoded_clips() -> None:
+    """In a process of its own: what is guarded against ends the process."""
+    code = (
+        "import torch\nfrom tubelet import models, ClipSpec\n"
+        "model = models.build('single_frame', ClipSpec(frames=4, size=64), ['a', 'b'], width=8, stages=2)\n"
+        "for _ in range(4):\n"
+        "    clips = torch.randint(256, (4, 4, 64, 64, 3), dtype=torch.uint8).permute(0, 1, 4, 2, 3)\n"
+        "    model(clips)['logits'].square().sum().backward()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -281,6 +281,32 @@ def test_compiled_gives_the_same_losses(pretrain_config: Make) -> None:
     assert weights(compiled).keys() == weights(plain).keys()
 
 
+@pytest.mark.slow  # up to a minute for each of them
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_compiled_in_any_mode_gives_the_same_losses(pretrain_config: Make, mode: str) -> None:
+    settings = dict(optim__steps=2, model__options__depth=1)
+    plain, compiled = (
+        train(pretrain_config("plain", **settings)),
+        train(pretrain_config("compiled", **settings, run__compile=mode)),
+    )
+    for a, b in zip(log(plain), log(compiled), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
+def test_without_a_compiler_one_line_says_so(pretrain_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    with pytest.raises(
+        ConfigError, match=r"run.compile needs a compiler, and there is no /nowhere/g\+\+: install one \(g\+\+; CXX"
+    ):
+        train(pretrain_config("never", run__compile=True))
+    assert not (Path(pretrain_config("never").out) / "config.yaml").exists()
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ConfigError, match=r"there is no (g|clang)\+\+: install one"):
+        train(pretrain_config("never", run__compile=True))
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("asked", [True, "reduce-overhead", "max-autotune"])
 def test_the_mode_reaches_the_compiler(asked: bool | str) -> None:

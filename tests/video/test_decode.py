@@ -748,3 +748,27 @@ def test_approximate_frames_are_the_same_frames(kind: str, tmp_path: Path) -> No
     assert torch.equal(clip.seconds, exact.seconds[wanted])
     distance = torch.cdist(clip.frames.flatten(1).float(), exact.frames.flatten(1).float(), p=1)
     assert distance.argmin(1).tolist() == wanted and distance.min() > 0
+
+
+def test_a_packet_that_holds_nothing_is_no_end(tmp_path: Path) -> None:
+    """A picture that stays as it is may be an empty packet (Theora): it is no picture, and those after it come."""
+
+    def emptied(packets: list[av.Packet]) -> list[av.Packet]:
+        empty = av.Packet(0)
+        empty.pts, empty.dts, empty.time_base, empty.stream = (
+            packets[5].pts,
+            packets[5].dts,
+            packets[5].time_base,
+            packets[5].stream,
+        )
+        return [*packets[:5], empty, *packets[6:]]
+
+    path = encode(tmp_path / "a.nut", pictures(20), "mjpeg", "yuvj422p", edit=emptied)
+    with av.open(str(path)) as container:
+        packets = list(container.demux(video=0))
+        assert [i for i, packet in enumerate(packets) if not packet.size] == [5, 20]  # the last one ends the file
+        decoder = container.streams.video[0].codec_context
+        frames = [frame.to_ndarray(format="rgb24") for packet in packets if packet.size for frame in decoder.decode(packet)]
+    assert probe(str(path)).frame_count == len(frames) == 19
+    clip = decode(str(path), np.arange(19))
+    assert np.array_equal(clip.frames.permute(0, 2, 3, 1).numpy(), np.stack(frames))

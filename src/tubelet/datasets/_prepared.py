@@ -180,7 +180,9 @@ def _table_problems(folder: Path, job: Job) -> list[str]:
         if now is None and ours:
             found.append(f"{TABLE} is missing")
         elif now not in (None, checksum):
-            found.append(f"{TABLE} is not what was written; correct the table it was made from" if ours else f"{path} has changed")
+            found.append(
+                f"{TABLE} is not what was written; correct the table it was made from" if ours else f"{path} has changed"
+            )
     return found
 
 

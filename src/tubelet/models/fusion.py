@@ -28,7 +28,7 @@ from tubelet.errors import ConfigError
 from tubelet.find import choose
 from tubelet.models._conv3d import BatchNorm, output_size, receptive_field
 from tubelet.models._model import Model
-from tubelet.models._resnet import ResNet
+from tubelet.models._resnet import Point, ResNet
 from tubelet.models._resnet3d import ResNet3d
 from tubelet.models._tokens import Triple
 from tubelet.models._trunk import account
@@ -61,7 +61,7 @@ class Residual(nn.Module):
         self.norm1 = nn.GroupNorm(8, width_out)
         self.conv2 = nn.Conv2d(width_out, width_out, 3, 1, 1, bias=False)
         self.norm2 = nn.GroupNorm(8, width_out)
-        self.shortcut = nn.Conv2d(width_in, width_out, 1, stride, bias=False) if stride > 1 else nn.Identity()
+        self.shortcut = Point(width_in, width_out, stride) if stride > 1 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import shutil
+import sys
 
 import torch
 
@@ -30,6 +32,18 @@ def choose_precision(name: str, device: torch.device) -> str:
     if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise ConfigError(f"run.precision is bf16, which {torch.cuda.get_device_name(device)} does not have: use fp32")
     return name
+
+
+def check_compiler(device: torch.device) -> None:
+    """ConfigError where torch.compile has no compiler: it writes C++ for a CPU, and for a GPU kernels that C starts."""
+    cpp = "clang++" if sys.platform == "darwin" else "g++"
+    names, chosen = ([cpp], "CXX") if device.type == "cpu" else (["gcc", "clang"], "CC")
+    named = os.environ.get(chosen)
+    if not any(shutil.which(name) for name in ([named] if named else names)):
+        raise ConfigError(
+            f"run.compile needs a compiler, and there is no {named or ' or '.join(names)}: install one ({names[0]}; {chosen} names "
+            "another), or leave run.compile off"
+        )
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:

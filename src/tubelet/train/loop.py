@@ -29,7 +29,7 @@ from tubelet.records import Batch, Dataset
 from tubelet.seeds import derive, generator_for
 from tubelet.train import checkpoint, data, folder, optim, parallel, plan
 from tubelet.train.config import TrainConfig
-from tubelet.train.device import autocast, choose_device, choose_precision, set_up
+from tubelet.train.device import autocast, check_compiler, choose_device, choose_precision, set_up
 from tubelet.train.log import Log, Progress, environment, say
 from tubelet.train.meter import Meter
 from tubelet.views import view_batches
@@ -90,6 +90,8 @@ class Run:
         self.device = choose_device(config.run.device)
         parallel.check_device(self.device)
         self.precision = choose_precision(config.run.precision, self.device)
+        if config.run.compile:
+            check_compiler(self.device)
         set_up(self.device, config.run.deterministic, config.run.threads)
 
         texts = getattr(self.objective, "NEEDS_TEXT", False)

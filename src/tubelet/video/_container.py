@@ -57,6 +57,12 @@ def reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
+def is_empty(packet: av.Packet) -> bool:
+    """Whether a packet holds nothing and is not the last one, after which a decoder gives what it still holds: Theora says so that
+    a picture stays as it is."""
+    return not packet.size and packet.dts is not None
+
+
 def cut_off(path: str) -> str:
     """What is missing at the end of a file that says itself how long it is (mp4/mov boxes, mkv/webm, AVI), or "" (also
     where it cannot be read)."""

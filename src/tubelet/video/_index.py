@@ -29,7 +29,7 @@ from av.video.stream import VideoStream
 from tubelet import storage
 from tubelet.errors import VideoError
 from tubelet.video._bitstream import READABLE, PacketFacts, nal_length_bytes, read_packet
-from tubelet.video._container import cut_off, open_video, reason
+from tubelet.video._container import cut_off, is_empty, open_video, reason
 
 CACHED_PACKETS = 4_000_000  # about 150 MB: some 10,000 clips of ten seconds
 SENT_PACKETS = 20_000  # of 13 minutes: about 1 MB
@@ -180,6 +180,8 @@ def _scan(path: str, container: InputContainer, stream: VideoStream, codec: str,
     try:
         with storage.open_bytes(path) as file:
             for packet in container.demux(stream):
+                if is_empty(packet):
+                    continue
                 if packet.size:
                     _note_packet(scan, packet, codec, length_bytes, file)
                 if not decode_all and len(scan.frames) >= 2:

@@ -19,7 +19,7 @@ from torch import Tensor
 from tubelet import storage
 from tubelet.errors import VideoError
 from tubelet.records import Interpolation
-from tubelet.video._container import open_video, reason
+from tubelet.video._container import is_empty, open_video, reason
 from tubelet.video._index import Index
 from tubelet.video.resize import Box, resize
 
@@ -169,6 +169,8 @@ def _from_start(path: str, wanted: np.ndarray, approximate: bool) -> Iterator[tu
         decoder.options = OPTIONS[approximate]
         try:
             for packet in container.demux(stream):
+                if is_empty(packet):
+                    continue
                 try:
                     decoded = decoder.decode(packet if packet.size else None)
                 except av.FFmpegError:
