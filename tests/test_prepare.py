@@ -430,7 +430,7 @@ def test_other_settings_other_data_and_other_folders_are_refused(videos: Path, t
     assert files(out) == before
     with pytest.raises(
         DataError,
-        match="more holds something, and no prepared.jsonl that says `tubelet prepare` wrote it: remove it, or choose",
+        match="more holds something, and no prepared.jsonl that says `tubelet prepare` wrote it: remove",
     ):
         prepare(videos, tmp_path / "more")
     with pytest.raises(DataError, match="whose videos would then be read twice: choose a folder beside it"):

@@ -221,7 +221,8 @@ def _begun(folder: Path, job: Job) -> dict[str, Made]:
     if found is None:
         if folder.is_dir() and any(name != ".lock" for name in os.listdir(folder)):
             raise DataError(
-                f"{folder} holds something, and no {_prepared.NAME} that says `tubelet prepare` wrote it: remove it, or choose a new folder"
+                f"{folder} holds something, and no {_prepared.NAME} that says `tubelet prepare` wrote it: remove it, or choose a "
+                "new folder"
             )
         return {}
     before, made = found

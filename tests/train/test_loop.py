@@ -296,9 +296,7 @@ def test_compiled_in_any_mode_gives_the_same_losses(pretrain_config: Make, mode:
 
 def test_without_a_compiler_one_line_says_so(pretrain_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/nowhere/g++")
-    with pytest.raises(
-        ConfigError, match=r"run.compile needs a compiler, and there is no /nowhere/g\+\+: install one \(g\+\+; CXX"
-    ):
+    with pytest.raises(ConfigError, match=r"run.compile needs a compiler, and there is no /nowhere/g\+\+: install one"):
         train(pretrain_config("never", run__compile=True))
     assert not (Path(pretrain_config("never").out) / "config.yaml").exists()
     monkeypatch.delenv("CXX")
