@@ -174,7 +174,7 @@ def loader_of(dataset: Dataset) -> TrainLoader:
 
 def lengths(folder: Path, quick: bool) -> Curves:
     """One clip from the end of longer and longer videos, and every second of them as a vector. x is seconds."""
-    seconds = [10, *([20, 40] if quick else [40, 160, 320, 640])]  # 10 only loads what the others need
+    seconds = [10, *([20, 40] if quick else [40, 160, 640, 2560])]  # 10 only loads what the others need
     paths = {x: str(measure.make_long_video(folder / f"long{x}.mp4", x, 48, 64, FPS)) for x in seconds}
     torch.manual_seed(0)
     model = models.build("videomae_tiny", LONG, **{**MODEL, "depth": 1, "patch": 16})
