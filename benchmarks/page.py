@@ -204,7 +204,10 @@ def svg(figure: Figure) -> str:
     nothing: dict[str, Any] = {"Date": None, "Creator": None}
     with matplotlib.rc_context({"svg.hashsalt": "tubelet", "svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", metadata=nothing)
-    return re.sub(r"[ \t]+$", "", buffer.getvalue(), flags=re.MULTILINE)
+    text = re.sub(r"[ \t]+$", "", buffer.getvalue(), flags=re.MULTILINE)
+    # Names that matplotlib derives from coordinates, whose last digits may differ: numbered as they come.
+    names = {name: f"id{place}" for place, name in enumerate(dict.fromkeys(re.findall(r"\b[pmh][0-9a-f]{10}\b", text)))}
+    return re.sub(r"\b[pmh][0-9a-f]{10}\b", lambda match: names[match[0]], text)
 
 
 def main() -> None:

@@ -190,5 +190,5 @@ def _new_videos(job: Job, made: dict[str, Made]) -> list[str]:
     known = {one.source for one in made.values()}
     with contextlib.suppress(OSError):
         below = [os.path.join(job.data, name) for name in find_videos(Path(job.data))] if job.whole else []
-        return [f"{path} is new" for path in below if utf8(path) not in known]
+        return [f"{path} is new" for path in below if path not in known]
     return []
