@@ -189,8 +189,9 @@ def growth_figure(rows: Rows) -> Figure:
             style(axes, LIGHT, f"{heading}: {what}", grid="both")
             axes.set_ylabel(unit)
             axes.set_xlabel(across)
-            axes.margins(y=0.15)
+            axes.margins(y=0.7)  # room for the legend
             axes.tick_params(which="minor", length=0)
+            axes.yaxis.set_minor_formatter("")
             legend = axes.legend(frameon=False, fontsize=8, labelcolor=LIGHT.text, title="exponent p", title_fontsize=8)
             legend.get_title().set_color(LIGHT.quiet)
             legend.set_alignment("left")
