@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tubelet._frame_cache import FrameCache, decoded_bytes, estimated_bytes, free_bytes
 from tubelet.ahead import AHEAD_BYTES, in_order
 from tubelet.errors import ConfigError, DataError, VideoError
-from tubelet.loading import SHARED_BYTES, LoaderConfig, TrainLoader
+from tubelet.loading import SHARED_BYTES, LoaderConfig, TrainLoader, _Room
 from tubelet.records import Batch, Clip, ClipSpec, Dataset, Example
 from tubelet.seeds import derive, generator_for
 from tubelet.video import _index
@@ -125,17 +125,25 @@ def test_an_index_is_made_once_for_all_workers(videos, shared, monkeypatch, tmp_
     assert Counter(made.read_text().splitlines()) == Counter(paths)
 
 
-def test_without_a_file_more_to_open_batches_are_sent(videos, monkeypatch):
-    """The limit of open files is real, and lies below what the batches that are begun would take."""
-    sent = list(loader(videos, LoaderConfig(4, workers=2, cache="off")).batches(0, 12))
+def test_without_a_file_more_to_open_a_batch_is_memory(videos, monkeypatch):
+    """The limit of open files is real, and reached."""
     monkeypatch.setattr("tubelet.loading.SHARED_BYTES", 0)
-    end_idle()
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 12, limits[1]))
+    maker = loader(videos, LoaderConfig(4, workers=2, cache="off"))._maker
+    limits, taken = resource.getrlimit(resource.RLIMIT_NOFILE), []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 5, limits[1]))
     try:
-        assert_equal(list(loader(videos, LoaderConfig(4, workers=2, cache="off")).batches(0, 12)), sent)
+        with suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        room = _Room(maker, pinned=False)
     finally:
+        for file in taken:
+            os.close(file)
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert taken and not room.path and room.full().shape == maker.room_shape
+    room = _Room(maker, pinned=False)
+    room.close()
+    assert room.path
 
 
 def test_pinned_memory_is_filled_with_what_workers_write(videos, bad, monkeypatch):
