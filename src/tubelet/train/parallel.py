@@ -275,9 +275,8 @@ def _twice(norms: Sequence[BatchNorm]) -> tuple[AbstractContextManager[None], Ab
 def _unmoved(norms: Sequence[BatchNorm]) -> Iterator[None]:
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.momentum = (
-            0.0  # with no statistics at all fewer tensors would be saved than in the first pass, which torch refuses
-        )
+        # Not "no statistics at all": fewer tensors would be saved than in the first pass, which torch refuses.
+        norm.momentum = 0.0
         assert norm.num_batches_tracked is not None
         norm.num_batches_tracked = norm.num_batches_tracked.clone()
     try:
