@@ -77,7 +77,7 @@ def view_indices(
     video shorter than a clip gives the same padded clip every time. Errors as in `train_indices`.
     """
     assert clips >= 1, clips
-    chosen = chosen or range(clips)
+    chosen = range(clips) if chosen is None else chosen
     first, count = _range(video_frames, range_frames)
     spare = count - span_frames(spec)
     if spare < 0:
