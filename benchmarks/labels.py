@@ -11,8 +11,8 @@ import dataclasses
 
 import torch
 
-from tubelet import classify, features
-from tubelet.features import Stored
+from tubelet import classify, feature_store
+from tubelet.feature_store import Stored
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
     for name, default in (("start", 10), ("step", 10), ("rounds", 6), ("seeds", 10)):
         words.add_argument(f"--{name}", type=int, default=default)
     asked = words.parse_args()
-    stored = features.read(asked.features)
+    stored = feature_store.read(asked.features)
     pool, _ = classify.read_labels([asked.labels], stored, "train")
     judges, _ = classify.read_labels([asked.labels], stored, "val")
     print(

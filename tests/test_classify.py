@@ -17,12 +17,12 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from tubelet import classify, datasets, features, models
+from tubelet import classify, datasets, feature_store, features, models
 from tubelet.classify import fit, hardest, load, predict, read_labels, save, uncertain
 from tubelet.cli import main
 from tubelet.errors import CheckpointError, ConfigError, DataError
 from tubelet.evaluate.linear_probe import L2_CHOICES
-from tubelet.features import Stored
+from tubelet.feature_store import Stored
 from tubelet.records import ClipSpec
 from tubelet.weights.save import save as save_model
 
@@ -217,9 +217,9 @@ def test_what_cannot_be_fitted_or_asked_is_said(tmp_path: Path) -> None:
         load(tmp_path / "head")
     (tmp_path / "some.parquet").write_text("x")
     with pytest.raises(DataError, match="cannot be read as Parquet"):
-        features.read(tmp_path / "some.parquet")
+        feature_store.read(tmp_path / "some.parquet")
     with pytest.raises(DataError, match="give what `tubelet embed` wrote"):
-        features.read(tmp_path / "nothing")
+        feature_store.read(tmp_path / "nothing")
 
 
 @pytest.fixture
@@ -230,13 +230,13 @@ def embedded(motion_folder: Path, tmp_path: Path) -> Path:
     save_model(model, tmp_path / "model")
     shutil.copytree(motion_folder / "val", tmp_path / "videos")
     examples = datasets.read(tmp_path / "videos").examples
-    features.write_parquet(tmp_path / "features.parquet", features.embed(model, examples, clips=1), model)
+    feature_store.write_parquet(tmp_path / "features.parquet", features.embed(model, examples, clips=1), model)
     shutil.rmtree(tmp_path / "videos")
     return tmp_path
 
 
 def test_a_class_is_added_without_the_videos(embedded: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stored = features.read(embedded / "features.parquet")
+    stored = feature_store.read(embedded / "features.parquet")
     labels, head = embedded / "labels.csv", str(embedded / "head")
     labels.write_text("id,label\n" + "".join(f"{id},{id.split('/')[0]}\n" for id in stored.ids))
     words = ["classify", "fit", str(embedded / "features.parquet"), "--labels", str(labels), "--out", head]
@@ -251,7 +251,7 @@ def test_a_class_is_added_without_the_videos(embedded: Path, capsys: pytest.Capt
 
 
 def test_the_loop_of_the_command(embedded: Path, motion_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stored = features.read(embedded / "features.parquet")
+    stored = feature_store.read(embedded / "features.parquet")
     path, head, labels = str(embedded / "features.parquet"), str(embedded / "head"), embedded / "labels.csv"
     labels.write_text(f"id,label\n{stored.ids[0]},left\n{stored.ids[-1]},right\nnobody.mp4,left\n")
     assert main(["classify", "fit", path, "--labels", str(labels), "--out", head]) == 2  # done, but one is not there
@@ -287,7 +287,7 @@ def test_bad_words_are_one_line(words: list[str], message: str, capsys: pytest.C
 
 def test_videos_need_the_model_of_the_features(embedded: Path, motion_folder: Path, tmp_path: Path,
                                                capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
-    stored = features.read(embedded / "features.parquet")
+    stored = feature_store.read(embedded / "features.parquet")
     head = fit(stored, {stored.ids[0]: "a", stored.ids[-1]: "b"}, "knn")
     save(head, tmp_path / "head")
     words = ["classify", "predict", str(tmp_path / "head"), str(motion_folder / "val")]
@@ -304,6 +304,6 @@ def test_partitions_are_read_when_they_are_complete(embedded: Path, tmp_path: Pa
     shutil.copy(embedded / "features.parquet", folder / "results" / "part-00000.parquet")
     (folder / "manifest.json").write_text(json.dumps({"videos": 8, "partition_size": 4}))
     with pytest.raises(DataError, match="holds 1 of 2 partitions: repeat its `tubelet embed` command"):
-        features.read(folder)
+        feature_store.read(folder)
     shutil.copy(embedded / "features.parquet", folder / "results" / "part-00001.parquet")
-    assert len(features.read(folder).ids) == 2 * len(features.read(embedded / "features.parquet").ids)
+    assert len(feature_store.read(folder).ids) == 2 * len(feature_store.read(embedded / "features.parquet").ids)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tubelet import datasets, features, models
+from tubelet import datasets, feature_store, features, models
 from tubelet.errors import CheckpointError, ConfigError, DataError, VideoError
 from tubelet.evaluate.multiview import View
 from tubelet.features import Embedded
@@ -57,7 +57,7 @@ def test_a_feature_is_the_mean_over_tokens_and_a_videos_the_mean_over_clips(mode
 def test_what_is_written_is_read_back_with_the_model_and_clip_it_came_from(model, examples, tmp_path):
     path = tmp_path / "new" / "features.parquet"
     rows = list(features.embed(model, examples, "clip", clips=2))
-    assert features.write_parquet(path, iter(rows), model, "clip", rows=3) == len(rows)
+    assert feature_store.write_parquet(path, iter(rows), model, "clip", rows=3) == len(rows)
     table = pq.read_table(path)
     assert table.column_names == ["id", "path", "start_seconds", "end_seconds", "vector"]
     assert table["id"].to_pylist() == [row.id for row in rows]
@@ -86,7 +86,7 @@ def test_unreadable_videos_are_left_out_and_named(model, examples, tmp_path):
     assert [row.id for row in rows] == [examples[0].id] and [id for id, _ in missing] == ["bad"]
     path = tmp_path / "features.parquet"
     with pytest.raises(DataError, match="no video could be read"):
-        features.write_parquet(path, features.embed(model, [bad]), model)
+        feature_store.write_parquet(path, features.embed(model, [bad]), model)
     assert not path.exists()
 
 
@@ -107,7 +107,7 @@ def test_a_long_video_that_is_damaged_in_the_middle_gives_nothing(model, example
 
 def test_an_old_file_survives_a_failed_write(model, examples, tmp_path):
     path = tmp_path / "features.parquet"
-    features.write_parquet(path, features.embed(model, examples), model)
+    feature_store.write_parquet(path, features.embed(model, examples), model)
     before = path.read_bytes()
 
     def breaks():
@@ -115,14 +115,14 @@ def test_an_old_file_survives_a_failed_write(model, examples, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        features.write_parquet(path, breaks(), model)
+        feature_store.write_parquet(path, breaks(), model)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 def test_what_cannot_be_done_is_said(model, examples, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot write"):
-        features.write_parquet(tmp_path / "file" / "x.parquet", features.embed(model, examples), model)
+        feature_store.write_parquet(tmp_path / "file" / "x.parquet", features.embed(model, examples), model)
     with pytest.raises(ConfigError, match="must be 'video', 'clip' or 'minute'"):
         list(features.embed(model, examples, "frame"))  # type: ignore[arg-type]
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tubelet import datasets, features, models, partitions
+from tubelet import datasets, feature_store, features, models, partitions
 from tubelet.cli import main
 from tubelet.errors import CheckpointError, ConfigError, DataError
 from tubelet.predict import predict, predict_table
@@ -54,7 +54,7 @@ def unbroken(folders, data) -> pa.Table:
     """What one call of `embed` over all videos gives."""
     from tubelet.weights.load import load_model
 
-    return features.embed_table(load_model(folders / "plain"), datasets.read(data).examples, clips=2, workers=0)
+    return feature_store.embed_table(load_model(folders / "plain"), datasets.read(data).examples, clips=2, workers=0)
 
 
 def command(*words: str | Path) -> list[str]:
@@ -150,7 +150,7 @@ from pathlib import Path
 import ray
 from tubelet import datasets, partitions
 from tubelet.errors import CheckpointError, DataError
-from tubelet.features import embed_table
+from tubelet.feature_store import embed_table
 from tubelet.weights.load import load_model
 
 model, data, out = sys.argv[1:]
@@ -197,7 +197,7 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 from tubelet import datasets, partitions
-from tubelet.features import embed_table
+from tubelet.feature_store import embed_table
 from tubelet.weights.load import load_model
 
 model, data, out = sys.argv[1:]

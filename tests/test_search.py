@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from tubelet import datasets, features, models, search
+from tubelet import datasets, feature_store, features, models, search
 from tubelet.cli import main
 from tubelet.errors import CheckpointError, ConfigError, DataError, VideoError
 from tubelet.records import ClipSpec, Example
@@ -727,7 +727,7 @@ def test_windows_of_a_library_are_taught(index, folder, tmp_path, capsys):
     from tubelet import classify
 
     stored, seconds = index.windows()
-    assert features.read(index.uri).ids == stored.ids
+    assert feature_store.read(index.uri).ids == stored.ids
     path = folder / "translate_left" / "long.mp4"
     first, last = (
         index.search(video_vector(index.model(), path, 0, 0.7), 1)[0],

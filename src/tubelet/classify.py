@@ -31,7 +31,7 @@ from tubelet.datasets._files import natural
 from tubelet.errors import CheckpointError, ConfigError, DataError, utf8
 from tubelet.evaluate import linear_probe
 from tubelet.evaluate.knn import knn
-from tubelet.features import Stored
+from tubelet.feature_store import Stored
 from tubelet.seeds import derive
 
 FORMAT = "tubelet-head-1"

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from tubelet import storage
 from tubelet.errors import CheckpointError, DataError, VideoError
-from tubelet.features import Feature, fingerprint, write_parquet
+from tubelet.feature_store import write_parquet
+from tubelet.features import Feature, fingerprint
 from tubelet.models._model import Model
 from tubelet.scan import Kept, scan
 from tubelet.video.stream import Windows

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tubelet import features, models
+from tubelet import feature_store, models
 from tubelet.cli import main
 from tubelet.records import ClipSpec
 from tubelet.search import Index
@@ -73,7 +73,7 @@ def test_embed_says_its_precision(taught, motion_folder, tmp_path, capsys) -> No
         out = tmp_path / f"{precision}.parquet"
         tubelet(capsys, "embed", taught, motion_folder, "--clips", 2, "--out", out, "--precision", precision)
         assert metadata(out)["tubelet.precision"] == precision
-    exact, quick = (features.read(tmp_path / f"{precision}.parquet") for precision in ("fp32", "bf16"))
+    exact, quick = (feature_store.read(tmp_path / f"{precision}.parquet") for precision in ("fp32", "bf16"))
     assert exact.fingerprint != quick.fingerprint and exact.ids == quick.ids
     assert 0 < float((quick.vectors - exact.vectors).norm() / exact.vectors.norm()) < 0.03
 

@@ -6,7 +6,7 @@ from tubelet.cli._print import emit_json, note, table
 
 if TYPE_CHECKING:
     from tubelet.classify import Answer, Head
-    from tubelet.features import Stored
+    from tubelet.feature_store import Stored
 
 
 def command(
@@ -78,11 +78,11 @@ def command(
     if len(paths) < 2 or (action == "uncertain" and len(paths) > 2):
         more = "FEATURES" if action == "uncertain" else "FEATURES|VIDEO..."
         raise ConfigError(f"got {len(paths)} path{'s' * (len(paths) != 1)}: tubelet classify {action} HEAD {more}")
-    from tubelet import classify, features
+    from tubelet import classify, feature_store
 
     head = classify.load(paths[0])
     if action == "uncertain":
-        return _uncertain(head, features.read(paths[1]), 20 if top is None else top, out, json)
+        return _uncertain(head, feature_store.read(paths[1]), 20 if top is None else top, out, json)
     stored, missing = _features(paths[1:], head, model, clips, precision)
     return _predict(head, stored, missing, labels or [], split, 3 if top is None else top, out, json)
 
@@ -90,10 +90,10 @@ def command(
 def _fit(path: str, labels: list[str], split: str, out: str, kind: Any, settings: dict[str, Any], json: bool) -> int:
     import time
 
-    from tubelet import classify, features
+    from tubelet import classify, feature_store
     from tubelet.errors import DataError
 
-    stored = features.read(path)
+    stored = feature_store.read(path)
     known, unknown = classify.read_labels(labels, stored, split)
     for name in unknown:
         note(f"no feature of {name}: left out (`tubelet embed` it first)")
@@ -121,12 +121,13 @@ def _features(paths: tuple[str, ...], head: "Head", model: str, clips: int, prec
 
     import torch
 
-    from tubelet import datasets, features, storage
+    from tubelet import datasets, feature_store, features, storage
     from tubelet.errors import ConfigError, DataError
 
-    stored = features.is_library(paths[0]) and not (model and storage.is_remote(paths[0]))  # with a model: videos elsewhere
+    elsewhere = model and storage.is_remote(paths[0])  # videos, for a model to look at
+    stored = feature_store.is_library(paths[0]) and not elsewhere
     if len(paths) == 1 and (stored or paths[0].endswith(".parquet") or os.path.isdir(os.path.join(paths[0], "results"))):
-        return features.read(paths[0]), []
+        return feature_store.read(paths[0]), []
     if not model:
         raise ConfigError(
             f"{paths[0]} is no file of features; for videos name the model that made those of the head: --model RUN"
@@ -147,7 +148,7 @@ def _features(paths: tuple[str, ...], head: "Head", model: str, clips: int, prec
     vectors = torch.stack([row.vector for row in rows])
     made_by = features.fingerprint(network)
     ids, places = tuple(row.id for row in rows), tuple(row.path for row in rows)
-    return features.Stored(ids, places, vectors, made_by, network.name), missing
+    return feature_store.Stored(ids, places, vectors, made_by, network.name), missing
 
 
 def _predict(

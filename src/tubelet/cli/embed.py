@@ -58,7 +58,8 @@ def command(
 
     from tubelet import datasets
     from tubelet.cli._partitions import answer_all
-    from tubelet.features import embed, embed_table, write_parquet
+    from tubelet.feature_store import embed_table, write_parquet
+    from tubelet.features import embed
     from tubelet.train.device import choose_device
     from tubelet.weights.load import load_model
 

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from tubelet import storage
 from tubelet.errors import CheckpointError, ConfigError, DataError
-from tubelet.features import Embedded, Stored, embed_windows, fingerprint, unit
+from tubelet.feature_store import Stored
+from tubelet.features import Embedded, embed_windows, fingerprint, unit
 from tubelet.models._model import Model
 from tubelet.records import Example
 from tubelet.search import lance
