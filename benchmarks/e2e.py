@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from tubelet import ClipSpec, masking, models
+from tubelet.allocator import keep_freed
 from tubelet.loading import LoaderConfig, TrainLoader
 from tubelet.objectives import masked
 from tubelet.records import Batch, Dataset, Example
@@ -67,6 +68,7 @@ class Pass:
 def main() -> None:
     options = parse()
     torch.set_num_threads(1)
+    keep_freed()
     device = torch.device(options.device)
     rows: list[measure.Row] = []
     with tempfile.TemporaryDirectory() as folder:

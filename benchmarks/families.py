@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from tubelet import ClipSpec, models
+from tubelet.allocator import keep_freed
 from tubelet.errors import ConfigError
 from tubelet.models._model import Model
 
@@ -61,6 +62,7 @@ class Way(NamedTuple):
 def main() -> None:
     options = parse()
     torch.set_num_threads(1)
+    keep_freed()
     chosen = cases(options.only, options.quick)
     rows: list[measure.Row] = []
     peers = {variant: peer_of(variant)[1] for variant in chosen}  # imported first: that is no part of a step's memory

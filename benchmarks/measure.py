@@ -12,6 +12,7 @@ import gc
 import importlib
 import json
 import math
+import multiprocessing
 import os
 import platform
 import resource
@@ -21,7 +22,9 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,6 +41,7 @@ PACKAGES = (
 )  # fmt: skip
 Made = TypeVar("Made")
 Row = dict[str, Any]
+NO_ANSWER = "a measured process ended without an answer: its error is above"
 
 
 def in_turn(tasks: Mapping[str, Callable[[], Made]], rounds: int) -> dict[str, list[Made]]:
@@ -62,6 +66,40 @@ def interleaved(
         return clock() - begun
 
     return in_turn({name: lambda task=task: timed(task) for name, task in tasks.items()}, rounds)
+
+
+def in_processes(ways: Mapping[str, Callable[[], Callable[[], object]]], rounds: int) -> dict[str, list[float]]:
+    """`interleaved`, with every task in a process of its own, made by its way there: a copy of this one (fork), whose memory is
+    given back first. No task finds what another has left in memory."""
+    give_back()
+    fork, pipes = multiprocessing.get_context("fork"), dict[str, Connection]()
+
+    def serve(way: Callable[[], Callable[[], object]], pipe: Connection) -> None:
+        task = way()
+        while pipe.recv():
+            begun = time.process_time()
+            task()
+            pipe.send(time.process_time() - begun)
+
+    def timed(pipe: Connection) -> float:
+        try:
+            pipe.send(True)
+            return pipe.recv()
+        except (EOFError, OSError) as error:
+            raise RuntimeError(NO_ANSWER) from error
+
+    processes = []
+    for name, way in ways.items():
+        pipes[name], end = fork.Pipe()
+        processes.append(fork.Process(target=serve, args=(way, end)))
+        processes[-1].start()
+        end.close()  # the copy has it: one that fails ends the pipe
+    try:
+        return in_turn({name: partial(timed, pipe) for name, pipe in pipes.items()}, rounds)
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
 
 
 def cpu_seconds() -> float:
@@ -116,7 +154,7 @@ def alone(task: Callable[[], float], first: Callable[[], object] = lambda: None)
         answer = pipe.read()
     os.waitpid(child, 0)
     if not answer:
-        raise RuntimeError("a measured process ended without an answer: its error is above")
+        raise RuntimeError(NO_ANSWER)
     value, grown = json.loads(answer)
     return value, grown
 

@@ -3,7 +3,9 @@
     python benchmarks/step.py [--sizes small base] [--batch 1 2] [--precision fp32 bf16] [--compile] [--json FILE]
 
 All run in this process on the same weights and the same clips, in turn, and the median of each round's ratio is given: a busy
-machine slows all alike. A step is everything from a batch of uint8 clips, as our loader delivers it, to updated weights. The
+machine slows all alike. The process uses again what was freed, as every `tubelet` command does: the others gain by it as much. In
+"transformers, a process each" the two still take turns, but each has a process of its own, where only ours does so, as each
+would by itself. A step is everything from a batch of uint8 clips, as our loader delivers it, to updated weights. The
 others, whose models take normalised pixels, get them by our `normalize` inside their time (their image processor takes longer,
 which is measured with loading):
 
@@ -40,6 +42,7 @@ import torch
 from torch import Tensor, nn
 
 from tubelet import ClipSpec, masking, models
+from tubelet.allocator import keep_freed
 from tubelet.models import videomae
 from tubelet.objectives import masked
 from tubelet.video.normalize import normalize
@@ -69,7 +72,10 @@ def main() -> None:
     measure.missing(*PEER)  # imported first: it is no part of a step's memory
     # Before this process computes anything: a copy would use again what was freed, and seem to need less.
     memory = {case: peak_memory(case) for case in cases if options.memory and device.type == "cpu"}
-    rows = [row for case in cases for row in compare(case, options.rounds, memory.get(case, {}), options.compile)]
+    alone = {case: each_alone(case, options.rounds) for case in cases if options.processes and device.type == "cpu"}
+    rows = []
+    for case in cases:
+        rows += compare(case, options.rounds, memory.get(case, {}), options.compile) + alone.get(case, [])
     if "exported" in options.steps:
         rows += exported(options.sizes[0], spec, options.rounds)
     measure.write(options.json, ", ".join(options.steps), rows)
@@ -77,13 +83,7 @@ def main() -> None:
 
 def compare(case: Case, rounds: int, memory: dict[str, float], compiled: bool = False) -> list[measure.Row]:
     """One row for each of the others. All steps start from the same weights, so the first outcome must be equal."""
-    kind, size, spec, batch, device, precision = case
-    what: measure.Row = {
-        "step": kind,
-        "model": f"{size} {spec.frames}x{spec.size}",
-        "clips": f"batch {batch}",
-        "precision": precision,
-    }
+    kind, device, what = case[0], case[4], described(case)
     able, reason = ways(case, compiled)
     steps = {name: way() for name, way in able.items()}
     first = {name: step() for name, step in steps.items()}
@@ -91,14 +91,7 @@ def compare(case: Case, rounds: int, memory: dict[str, float], compiled: bool = 
     rows = [what | {"beside": "transformers", "note": reason}] if reason else []
     for name in [name for name in steps if not name.startswith("ours")]:
         ours = "ours, compiled" if name.endswith("compiled") else "ours"
-        faster = measure.ratios(seconds[name], seconds[ours])
-        row = what | {
-            "beside": name,
-            "ours, ms": 1000 * statistics.median(seconds[ours]),
-            "other, ms": 1000 * statistics.median(seconds[name]),
-            "ratio": statistics.median(faster),
-            "range": measure.spread(faster),
-        }
+        row = what | {"beside": name} | timings(seconds[ours], seconds[name])
         if name in memory:
             row |= {"ours, peak MB": memory[ours], "other, peak MB": memory[name]}
         if kind != "dual masking":
@@ -107,8 +100,33 @@ def compare(case: Case, rounds: int, memory: dict[str, float], compiled: bool = 
     return rows
 
 
+def each_alone(case: Case, rounds: int) -> list[measure.Row]:
+    """The row of transformers in a process of its own."""
+    able, reason = ways(case)
+    if reason or "transformers" not in able:
+        return []
+
+    seconds = measure.in_processes({name: able[name] for name in ("ours", "transformers")}, rounds)
+    return [described(case) | {"beside": "transformers, a process each"} | timings(seconds["ours"], seconds["transformers"])]
+
+
+def described(case: Case) -> measure.Row:
+    kind, size, spec, batch, _, precision = case
+    return {"step": kind, "model": f"{size} {spec.frames}x{spec.size}", "clips": f"batch {batch}", "precision": precision}
+
+
+def timings(ours: list[float], other: list[float]) -> measure.Row:
+    """From seconds, round by round."""
+    faster = measure.ratios(other, ours)
+    return {
+        "ours, ms": 1000 * statistics.median(ours), "other, ms": 1000 * statistics.median(other),
+        "ratio": statistics.median(faster), "range": measure.spread(faster),
+    }  # fmt: skip
+
+
 def exported(size: str, spec: ClipSpec, rounds: int) -> list[measure.Row]:
     """One row for each engine, beside eager PyTorch on the CPU."""
+    keep_freed()
     device = torch.device("cpu")
     model, frames = classifier(size, spec, device).eval(), clips(spec, 1, device)
     logits: dict[str, Step] = {"eager": lambda: model(frames)["logits"]}
@@ -132,14 +150,8 @@ def exported(size: str, spec: ClipSpec, rounds: int) -> list[measure.Row]:
         if notes[name]:
             rows[-1]["note"] = notes[name]
             continue
-        faster = measure.ratios(seconds["eager"], seconds[name])
-        rows[-1] |= {
-            "ours, ms": 1000 * statistics.median(seconds[name]),
-            "other, ms": 1000 * statistics.median(seconds["eager"]),
-            "ratio": statistics.median(faster),
-            "range": measure.spread(faster),
-            "difference": f"{apart(first[name], first['eager']):.0e}",
-        }
+        rows[-1] |= timings(seconds[name], seconds["eager"])
+        rows[-1] |= {"difference": f"{apart(first[name], first['eager']):.0e}"}
     return rows
 
 
@@ -163,8 +175,14 @@ def peak_memory(case: Case) -> dict[str, float]:
 def ways(case: Case, compiled: bool = False) -> tuple[dict[str, Way], str]:
     """The ways that can be run here, and why the others cannot."""
     every = {name: way for name, way in KINDS[case[0]](*case[1:]).items() if compiled or not name.endswith("compiled")}
+    every["ours"] = partial(as_a_command, every["ours"])
     reason = "" if "transformers" not in every else measure.missing(*PEER)
     return ({name: way for name, way in every.items() if name.startswith("ours")} if reason else every), reason
+
+
+def as_a_command(way: Way) -> Step:
+    keep_freed()
+    return way()
 
 
 def twice(way: Way) -> float:
@@ -391,6 +409,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--memory", action=argparse.BooleanOptionalAction, default=True, help="measure peak memory (Linux, CPU)"
     )
+    parser.add_argument("--processes", action="store_true", help="also beside transformers in a process each (Linux, CPU)")
     parser.add_argument("--compile", action="store_true", help="also beside transformers with both compiled (torch.compile)")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     return parser.parse_args()

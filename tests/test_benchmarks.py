@@ -3,8 +3,10 @@
 import importlib
 import json
 import math
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from types import ModuleType
@@ -50,6 +52,34 @@ def test_seconds_are_those_of_the_clock_between_start_and_end_of_each_task() -> 
     ticks = count()
     tasks = {"short": lambda: None, "long": lambda: [next(ticks) for _ in range(4)]}
     assert measure.interleaved(tasks, 2, ticks.__next__) == {"short": [1, 1], "long": [5, 5]}
+
+
+def test_ways_in_processes_of_their_own_take_turns_too(tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+
+    def way(name: str) -> Callable[[], None]:
+        turns = count()
+
+        def task() -> None:
+            with seen.open("a") as file:
+                file.write(f"{name} {os.getpid()} {next(turns)}\n")
+
+        return task
+
+    seconds = measure.in_processes({"a": lambda: way("a"), "b": lambda: way("b")}, rounds=2)
+    assert {name: len(one) for name, one in seconds.items()} == {"a": 2, "b": 2} and min(map(min, seconds.values())) >= 0
+    calls = [line.split() for line in seen.read_text().splitlines()]
+    assert [(name, turn) for name, _, turn in calls] == [(name, turn) for turn in "012" for name in "ab"]
+    a, b = ({pid for name, pid, _ in calls if name == which} for which in "ab")
+    assert len(a) == len(b) == 1 and len(a | b | {str(os.getpid())}) == 3
+    for pid in a | b:
+        assert not Path(f"/proc/{pid}").exists()
+
+    def broken() -> Callable[[], None]:
+        raise ValueError("not to be made")
+
+    with pytest.raises(RuntimeError, match="ended without an answer"):
+        measure.in_processes({"broken": broken}, rounds=1)
 
 
 def test_ratios_are_of_the_same_round() -> None:
@@ -184,7 +214,10 @@ def test_steps_beside_each_other_start_equal_and_give_rows_for_the_page(kind: st
     others = {"all reconstructed"} if kind == "dual masking" else {"transformers", "recipe"}
     assert {row["beside"] for row in rows} == others
     assert all(row["ratio"] == pytest.approx(row["other, ms"] / row["ours, ms"]) for row in rows)
+    own = step.each_alone(case, 1)
+    assert [row["beside"] for row in own] == ["transformers, a process each"][: kind != "dual masking"]
     if kind != "dual masking":
+        assert own[0]["ratio"] == pytest.approx(own[0]["other, ms"] / own[0]["ours, ms"])
         assert all(float(row["difference"]) < 1e-5 for row in rows)
     measure.write(tmp_path / "pretrain.json", kind, rows)
     assert set(page.pages(tmp_path)) == {"index.md", "pretrain.svg"}

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 
 from tubelet.models import _transformer
 from tubelet.models._transformer import attend
@@ -32,3 +33,27 @@ def test_attention_in_bf16_learns_what_float32_would(asked: int, pairs: int, mon
     for wanted, mine, theirs in zip(exact[1:], ours[1:], torchs[1:], strict=True):
         off, usual = ((x.float() - wanted).norm() / wanted.norm() for x in (mine, theirs))
         assert off < 2.5 * usual + 1e-3 and off < 0.01  # rounding to 8 bits, no more
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_attention_in_bf16_compiled_is_one_operator() -> None:
+    """The graphs that torch.compile makes, without the time it takes to compile them."""
+
+    def gradients(attention) -> list[Tensor]:  # type: ignore[no-untyped-def]
+        q, k, v = (heads(seed, 50, torch.bfloat16) for seed in (1, 2, 3))
+        out = attention(q, k, v)
+        out.sin().sum().backward()
+        return [out.detach(), q.grad, k.grad, v.grad]
+
+    graphs: list[list[str]] = []
+
+    def keep(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        graphs.append([str(node.target) for node in graph.graph.nodes if node.op == "call_function"])
+        return graph
+
+    backend = aot_autograd(fw_compiler=keep, bw_compiler=keep)
+    found = gradients(torch.compile(attend, fullgraph=True, backend=backend))
+    for wanted, mine in zip(gradients(attend), found, strict=True):
+        assert torch.equal(wanted, mine) and wanted.stride() == mine.stride()
+    _, backward = graphs
+    assert sum("attention_backward" in name for name in backward) == 1 and not any("bmm" in name for name in backward)

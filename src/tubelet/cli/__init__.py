@@ -14,6 +14,7 @@ from pathlib import Path
 from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
 
 from tubelet import __version__
+from tubelet.allocator import keep_freed
 from tubelet.errors import TubeletError, printable
 from tubelet.find import did_you_mean, names
 
@@ -47,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command line and return its exit code: 0 done, 2 a mistake the user can mend (one line says which), 130
     stopped with Ctrl-C. A command may return its own exit code; an error of ours keeps its traceback."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    keep_freed()
     try:
         with _processes():
             code = make_app()(arguments, exit_on_error=False, print_error=False)

@@ -37,10 +37,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, causa
 
 
 class _AttentionInBF16(torch.autograd.Function):
-    """torch's attention with another backward pass, for the CPU: torch's own takes two to ten times as long in bf16.
-
-    The weights are computed again, of as many heads together as PAIRS allows, so that none are kept between the passes.
-    """
+    """torch's attention with another backward pass, for the CPU: torch's own takes two to ten times as long in bf16."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -50,24 +47,38 @@ class _AttentionInBF16(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
-        saved = ctx.saved_tensors  # once: of a block that is computed again (run.recompute) they are not there a second time
-        shape = [x.shape for x in saved]
-        q, k, v, out, gradient = (x.flatten(0, 1).contiguous() for x in (*saved, gradient))  # (B*A,N,d)
-        q = q * q.shape[2] ** -0.5
-        along = (gradient.float() * out).sum(dim=2, keepdim=True).to(q.dtype)  # what softmax takes from every gradient of a row
-        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        together = min(len(q), max(1, PAIRS // (q.shape[1] * k.shape[1])))
-        room = q.new_empty(2, together, q.shape[1], k.shape[1])
-        for first in range(0, len(q), together):
-            heads = slice(first, first + together)
-            weights, scores = room[:, : len(q[heads])]
-            torch.softmax(torch.bmm(q[heads], k[heads].mT, out=scores), dim=2, out=weights)
-            torch.bmm(weights.mT, gradient[heads], out=dv[heads])
-            torch.bmm(gradient[heads], v[heads].mT, out=scores).sub_(along[heads]).mul_(weights)  # their gradient
-            torch.bmm(scores, k[heads], out=dq[heads])
-            torch.bmm(scores.mT, q[heads], out=dk[heads])
-        dq *= q.shape[2] ** -0.5
-        return dq.view(shape[0]), dk.view(shape[1]), dv.view(shape[2])
+        return _attention_backward(*ctx.saved_tensors, gradient)
+
+
+# An operator of its own, for torch.compile would write the loop out, head by head, and copy what is here computed in place.
+@torch.library.custom_op("tubelet::attention_backward", mutates_args=())
+def _attention_backward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys and values in bf16, from what attention gave and the gradient of it.
+
+    The weights are computed again, of as many heads together as PAIRS allows, so that none are kept between the passes.
+    """
+    shapes = q.shape, k.shape, v.shape
+    q, k, v, out, gradient = (x.flatten(0, 1).contiguous() for x in (q, k, v, out, gradient))  # (B*A,N,d)
+    q = q * q.shape[2] ** -0.5
+    along = (gradient.float() * out).sum(dim=2, keepdim=True).to(q.dtype)  # what softmax takes from every gradient of a row
+    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    together = min(len(q), max(1, PAIRS // (q.shape[1] * k.shape[1])))
+    room = q.new_empty(2, together, q.shape[1], k.shape[1])
+    for first in range(0, len(q), together):
+        heads = slice(first, first + together)
+        weights, scores = room[:, : len(q[heads])]
+        torch.softmax(torch.bmm(q[heads], k[heads].mT, out=scores), dim=2, out=weights)
+        torch.bmm(weights.mT, gradient[heads], out=dv[heads])
+        torch.bmm(gradient[heads], v[heads].mT, out=scores).sub_(along[heads]).mul_(weights)  # their gradient
+        torch.bmm(scores, k[heads], out=dq[heads])
+        torch.bmm(scores.mT, q[heads], out=dk[heads])
+    dq *= q.shape[2] ** -0.5
+    return dq.view(shapes[0]), dk.view(shapes[1]), dv.view(shapes[2])
+
+
+@_attention_backward.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, out: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 class Attention(nn.Module):

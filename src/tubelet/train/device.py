@@ -7,6 +7,7 @@ import sys
 
 import torch
 
+from tubelet.allocator import keep_freed
 from tubelet.errors import ConfigError
 
 
@@ -54,7 +55,9 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 def set_up(device: torch.device, deterministic: bool, threads: int | None = None) -> None:
-    """Choose torch's threads where a number is given, and make a GPU repeat itself bit for bit. A CPU does so by itself."""
+    """Choose torch's threads where a number is given, keep what is freed (see `allocator`), and make a GPU repeat itself bit for
+    bit. A CPU does so by itself."""
+    keep_freed()
     if threads is not None:
         torch.set_num_threads(threads)
     if device.type == "cuda":
