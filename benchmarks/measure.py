@@ -25,6 +25,7 @@ from datetime import date
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,11 +71,13 @@ def interleaved(
 
 def in_processes(ways: Mapping[str, Callable[[], Callable[[], object]]], rounds: int) -> dict[str, list[float]]:
     """`interleaved`, with every task in a process of its own, made by its way there: a copy of this one (fork), whose memory is
-    given back first. No task finds what another has left in memory."""
+    given back first. No task finds what another has left in memory. Before this one has threads: a copy of those may hang."""
     give_back()
-    fork, pipes = multiprocessing.get_context("fork"), dict[str, Connection]()
+    fork, pipes, processes = multiprocessing.get_context("fork"), dict[str, Connection](), list[ForkProcess]()
 
     def serve(way: Callable[[], Callable[[], object]], pipe: Connection) -> None:
+        for other in pipes.values():
+            other.close()  # of this process they are copies, which would keep the pipes open when it is gone
         task = way()
         while pipe.recv():
             begun = time.process_time()
@@ -88,13 +91,12 @@ def in_processes(ways: Mapping[str, Callable[[], Callable[[], object]]], rounds:
         except (EOFError, OSError) as error:
             raise RuntimeError(NO_ANSWER) from error
 
-    processes = []
-    for name, way in ways.items():
-        pipes[name], end = fork.Pipe()
-        processes.append(fork.Process(target=serve, args=(way, end)))
-        processes[-1].start()
-        end.close()  # the copy has it: one that fails ends the pipe
     try:
+        for name, way in ways.items():
+            pipes[name], end = fork.Pipe()
+            processes.append(fork.Process(target=serve, args=(way, end), daemon=True))
+            processes[-1].start()
+            end.close()  # the copy has it: one that fails ends the pipe
         return in_turn({name: partial(timed, pipe) for name, pipe in pipes.items()}, rounds)
     finally:
         for process in processes:

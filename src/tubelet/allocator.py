@@ -3,22 +3,36 @@
 import contextlib
 import ctypes
 import os
+from collections.abc import Callable
 
-# glibc's mallopt(3): its numbers, what each is set to (bytes), and the variables by which a user chooses something else.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = (-1, 2**31 - 1), (-3, 2**30)
-CHOSEN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+# glibc's mallopt(3): the numbers of two of its settings, and a user's own ways to choose them.
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+CHOSEN = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_TOP_PAD_")
+MOST = 2**25  # bytes: the largest MMAP_THRESHOLD that every glibc takes, and where its own adapting ends
 
 
 def keep_freed() -> None:
     """From now on this process uses again what it freed, where it would hand it to the system and take it back, page by page and
-    filled with zeros, at every step: 3 to 20 % of the time of a model on the CPU. What it holds stays near its highest.
+    filled with zeros, at every step: up to a fifth of a model's time on the CPU. What it holds stays near its highest.
 
-    Every command does it, and every training; in Python it is yours to call. Nothing happens where the C library is not
-    glibc, or one of the variables of CHOSEN is set.
+    Every command does it, and every training, for all of its process; in Python it is yours to call. Nothing happens where
+    the C library is not glibc, or a variable of CHOSEN is set, to whatever value.
     """
+    _set(
+        lambda libc: (
+            (libc.mallopt(MMAP_THRESHOLD, 2**30) or libc.mallopt(MMAP_THRESHOLD, MOST)) and libc.mallopt(TRIM_THRESHOLD, -1)
+        )
+    )
+
+
+def keep_little() -> None:
+    """Undo it in a copy of this process (fork), which is to stay small: it hands back what its parent had freed, and keeps no more
+    than glibc would by itself at most, 64 MB."""
+    _set(lambda libc: libc.mallopt(MMAP_THRESHOLD, MOST) and libc.mallopt(TRIM_THRESHOLD, 2 * MOST) and libc.malloc_trim(0))
+
+
+def _set(settings: Callable[[ctypes.CDLL], object]) -> None:
     if any(name in os.environ for name in CHOSEN):
         return
     with contextlib.suppress(OSError, AttributeError, TypeError):  # a C library without it; Windows has no None
-        mallopt = ctypes.CDLL(None).mallopt
-        for option in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
-            mallopt(*option)
+        settings(ctypes.CDLL(None))

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tubelet.allocator import keep_freed
 from tubelet.errors import ConfigError, VideoError
 from tubelet.video import guard
 from tubelet.video._index import read_index
@@ -68,6 +69,11 @@ def crash_once(mark: str) -> int:
 
 def fill_memory() -> torch.Tensor:
     return torch.ones(10**9, dtype=torch.float64)
+
+
+def pieces(megabytes: int) -> int:
+    """Of 20 MB, all held together."""
+    return len([bytearray(20_000_000) for _ in range(megabytes // 20)])
 
 
 def spoil() -> None:
@@ -199,6 +205,17 @@ def test_limits(video: str, monkeypatch: pytest.MonkeyPatch, name: str, value: s
     monkeypatch.setenv(name, "many")
     with pytest.raises(ConfigError, match=f"^{name} is 'many': it must be a number above 0"):
         run(video, worker)
+
+
+def test_the_limit_of_memory_counts_from_what_a_worker_needs(video: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not from what it, or this process before it, has freed and kept."""
+    keep_freed()
+    pieces(800)
+    guard.end_idle()
+    monkeypatch.setenv("TUBELET_GIGABYTES_PER_FILE", "0.5")
+    assert run(video, pieces, 400) == 20
+    with pytest.raises(VideoError, match=r"takes more than 0.5 GB of memory"):
+        run(video, pieces, 700)
 
 
 def test_the_header_is_checked_before_anything_is_decoded(video: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,10 +47,11 @@ class _AttentionInBF16(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
-        return _attention_backward(*ctx.saved_tensors, gradient)
+        saved = ctx.saved_tensors  # once: of a block that is computed again (run.recompute) they are not there a second time
+        return _attention_backward(*saved, gradient)
 
 
-# An operator of its own, for torch.compile would write the loop out, head by head, and copy what is here computed in place.
+# An operator of its own: torch.compile would unroll the loop over heads, and copy what is computed in place here.
 @torch.library.custom_op("tubelet::attention_backward", mutates_args=())
 def _attention_backward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of queries, keys and values in bf16, from what attention gave and the gradient of it.

@@ -34,6 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tubelet.allocator import keep_little
 from tubelet.errors import ConfigError, TubeletError, VideoError
 
 LIMITS = {
@@ -292,6 +293,7 @@ def _serve(connection: socket.socket) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     torch.set_num_threads(1)
+    keep_little()  # a limit of memory counts what is free but kept
     threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
     import resource
 
