@@ -4,8 +4,8 @@
 
 All run in this process on the same weights and the same clips, in turn, and the median of each round's ratio is given: a busy
 machine slows all alike. The process uses again what was freed, as every `tubelet` command does: the others gain by it as much. In
-"transformers, a process each" the two still take turns, but each has a process of its own, where only ours does so, as each
-would by itself. A step is everything from a batch of uint8 clips, as our loader delivers it, to updated weights. The
+the rows "a process each" all still take turns, but each has a process of its own, where only ours does so, as each would by
+itself. A step is everything from a batch of uint8 clips, as our loader delivers it, to updated weights. The
 others, whose models take normalised pixels, get them by our `normalize` inside their time (their image processor takes longer,
 which is measured with loading):
 
@@ -101,13 +101,14 @@ def compare(case: Case, rounds: int, memory: dict[str, float], compiled: bool = 
 
 
 def each_alone(case: Case, rounds: int) -> list[measure.Row]:
-    """The row of transformers in a process of its own."""
-    able, reason = ways(case)
-    if reason or "transformers" not in able:
-        return []
-
-    seconds = measure.in_processes({name: able[name] for name in ("ours", "transformers")}, rounds)
-    return [described(case) | {"beside": "transformers, a process each"} | timings(seconds["ours"], seconds["transformers"])]
+    """The rows of the others in processes of their own."""
+    able = {name: way for name, way in ways(case)[0].items() if name in ("ours", "transformers", "recipe")}
+    seconds = measure.in_processes(able, rounds) if len(able) > 1 else {}
+    return [
+        described(case) | {"beside": f"{name}, a process each"} | timings(seconds["ours"], seconds[name])
+        for name in seconds
+        if name != "ours"
+    ]
 
 
 def described(case: Case) -> measure.Row:
@@ -409,7 +410,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--memory", action=argparse.BooleanOptionalAction, default=True, help="measure peak memory (Linux, CPU)"
     )
-    parser.add_argument("--processes", action="store_true", help="also beside transformers in a process each (Linux, CPU)")
+    parser.add_argument("--processes", action="store_true", help="also with a process each (Linux, CPU)")
     parser.add_argument("--compile", action="store_true", help="also beside transformers with both compiled (torch.compile)")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     return parser.parse_args()
