@@ -41,13 +41,13 @@ SECTIONS = {
     ),
     "pretrain": (
         "One step of pretraining",
-        "From uint8 clips to updated weights, beside transformers (sdpa, fused AdamW) on equal weights. Dual masking is beside "
-        "our own step without it.",
+        "From uint8 clips to updated weights, beside transformers (sdpa, fused AdamW) on equal weights, in one process that keeps "
+        "what is freed; “a process each”: where only ours does. Dual masking is beside our own step without it.",
     ),
     "finetune": (
         "One step of fine-tuning",
-        "From uint8 clips to updated weights, beside transformers (sdpa, fused AdamW) on equal weights; where it is "
-        "compiled (torch.compile), ours is too.",
+        "From uint8 clips to updated weights, beside transformers (sdpa, fused AdamW) on equal weights, in one process that keeps "
+        "what is freed; “a process each”: where only ours does. Where the other is compiled (torch.compile), ours is too.",
     ),
     "infer": (
         "Inference",
