@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import os
-from collections.abc import Callable
 
 # glibc's mallopt(3): the numbers of two of its settings, and a user's own ways to choose them.
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
@@ -18,21 +17,26 @@ def keep_freed() -> None:
     Every command does it, and every training, for all of its process; in Python it is yours to call. Nothing happens where
     the C library is not glibc, or a variable of CHOSEN is set, to whatever value.
     """
-    _set(
-        lambda libc: (
-            (libc.mallopt(MMAP_THRESHOLD, 2**30) or libc.mallopt(MMAP_THRESHOLD, MOST)) and libc.mallopt(TRIM_THRESHOLD, -1)
-        )
-    )
+    libc = _glibc()
+    if libc and (libc.mallopt(MMAP_THRESHOLD, 2**30) or libc.mallopt(MMAP_THRESHOLD, MOST)):
+        libc.mallopt(TRIM_THRESHOLD, -1)
 
 
 def keep_little() -> None:
     """Undo it in a copy of this process (fork), which is to stay small: it hands back what its parent had freed, and keeps no more
     than glibc would by itself at most, 64 MB."""
-    _set(lambda libc: libc.mallopt(MMAP_THRESHOLD, MOST) and libc.mallopt(TRIM_THRESHOLD, 2 * MOST) and libc.malloc_trim(0))
+    libc = _glibc()
+    if libc:
+        libc.mallopt(MMAP_THRESHOLD, MOST)
+        libc.mallopt(TRIM_THRESHOLD, 2 * MOST)
+        libc.malloc_trim(0)
 
 
-def _set(settings: Callable[[ctypes.CDLL], object]) -> None:
+def _glibc() -> ctypes.CDLL | None:
+    """None where the C library is another one, or a user has chosen."""
     if any(name in os.environ for name in CHOSEN):
-        return
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # a C library without it; Windows has no None
-        settings(ctypes.CDLL(None))
+        return None
+    with contextlib.suppress(OSError, TypeError):  # Windows takes no None
+        libc = ctypes.CDLL(None)
+        return libc if hasattr(libc, "malloc_trim") else None
+    return None
