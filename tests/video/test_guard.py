@@ -208,14 +208,17 @@ def test_limits(video: str, monkeypatch: pytest.MonkeyPatch, name: str, value: s
 
 
 def test_the_limit_of_memory_counts_from_what_a_worker_needs(video: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not from what it, or this process before it, has freed and kept."""
+    """Not from what it, or this process before it, has freed and kept: at the heap's end, or between things in use."""
     keep_freed()
-    pieces(800)
+    freed = [(bytearray(20_000_000), bytearray(100_000)) for _ in range(40)]
+    between = [small for _, small in freed]
+    del freed
     guard.end_idle()
     monkeypatch.setenv("TUBELET_GIGABYTES_PER_FILE", "0.5")
     assert run(video, pieces, 400) == 20
     with pytest.raises(VideoError, match=r"takes more than 0.5 GB of memory"):
         run(video, pieces, 700)
+    assert len(between) == 40
 
 
 def test_the_header_is_checked_before_anything_is_decoded(video: str, monkeypatch: pytest.MonkeyPatch) -> None:
