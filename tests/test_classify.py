@@ -215,11 +215,6 @@ def test_what_cannot_be_fitted_or_asked_is_said(tmp_path: Path) -> None:
     (save(head, tmp_path / "head") / "head.safetensors").write_bytes(b"x")
     with pytest.raises(CheckpointError, match=r"head is damaged \(.*fit it again"):
         load(tmp_path / "head")
-    (tmp_path / "some.parquet").write_text("x")
-    with pytest.raises(DataError, match="cannot be read as Parquet"):
-        feature_store.read(tmp_path / "some.parquet")
-    with pytest.raises(DataError, match="give what `tubelet embed` wrote"):
-        feature_store.read(tmp_path / "nothing")
 
 
 @pytest.fixture
@@ -296,14 +291,3 @@ def test_videos_need_the_model_of_the_features(embedded: Path, motion_folder: Pa
     other = models.build("videomae_tiny", ClipSpec(frames=4, stride_frames=2, size=32), depth=1, patch=8)
     assert main([*words, "--model", str(save_model(other, tmp_path / "other"))]) == 2
     assert "embed the videos with the same model" in capsys.readouterr().err
-
-
-def test_partitions_are_read_when_they_are_complete(embedded: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "parts"
-    (folder / "results").mkdir(parents=True)
-    shutil.copy(embedded / "features.parquet", folder / "results" / "part-00000.parquet")
-    (folder / "manifest.json").write_text(json.dumps({"videos": 8, "partition_size": 4}))
-    with pytest.raises(DataError, match="holds 1 of 2 partitions: repeat its `tubelet embed` command"):
-        feature_store.read(folder)
-    shutil.copy(embedded / "features.parquet", folder / "results" / "part-00001.parquet")
-    assert len(feature_store.read(folder).ids) == 2 * len(feature_store.read(embedded / "features.parquet").ids)

@@ -1,19 +1,17 @@
 """Features: one vector per video or clip, streamed into a Parquet file that says where they come from."""
 
 import gc
-import json
 import threading
 import tracemalloc
 from pathlib import Path
 
 import av
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tubelet import datasets, feature_store, features, models
-from tubelet.errors import CheckpointError, ConfigError, DataError, VideoError
+from tubelet import datasets, features, models
+from tubelet.errors import ConfigError, VideoError
 from tubelet.evaluate.multiview import View
 from tubelet.features import Embedded
 from tubelet.loading import view_bytes
@@ -54,21 +52,6 @@ def test_a_feature_is_the_mean_over_tokens_and_a_videos_the_mean_over_clips(mode
         torch.testing.assert_close(features.embed_video(model, example.path, clips=3), expected.mean(dim=0))
 
 
-def test_what_is_written_is_read_back_with_the_model_and_clip_it_came_from(model, examples, tmp_path):
-    path = tmp_path / "new" / "features.parquet"
-    rows = list(features.embed(model, examples, "clip", clips=2))
-    assert feature_store.write_parquet(path, iter(rows), model, "clip", rows=3) == len(rows)
-    table = pq.read_table(path)
-    assert table.column_names == ["id", "path", "start_seconds", "end_seconds", "vector"]
-    assert table["id"].to_pylist() == [row.id for row in rows]
-    np.testing.assert_array_equal(np.stack(table["vector"].to_pylist()), torch.stack([row.vector for row in rows]))
-    about = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
-    assert about["tubelet.model"] == "videomae_tiny" and about["tubelet.per"] == "clip"
-    assert about["tubelet.fingerprint"] == features.fingerprint(model)
-    assert ClipSpec.from_dict(json.loads(about["tubelet.clip"])) == SPEC
-    assert [p.name for p in path.parent.iterdir()] == ["features.parquet"], "nothing temporary is left"
-
-
 def test_a_fingerprint_changes_with_any_weight():
     torch.manual_seed(0)
     model = models.build("videomae_tiny", SPEC, depth=1, patch=8)
@@ -84,10 +67,6 @@ def test_unreadable_videos_are_left_out_and_named(model, examples, tmp_path):
     bad, missing = Example(str(tmp_path / "bad.mp4"), "bad"), []
     rows = list(features.embed(model, [bad, examples[0]], on_missing=lambda *pair: missing.append(pair)))
     assert [row.id for row in rows] == [examples[0].id] and [id for id, _ in missing] == ["bad"]
-    path = tmp_path / "features.parquet"
-    with pytest.raises(DataError, match="no video could be read"):
-        feature_store.write_parquet(path, features.embed(model, [bad]), model)
-    assert not path.exists()
 
 
 @pytest.mark.parametrize("per", ["video", "clip"])
@@ -105,24 +84,7 @@ def test_a_long_video_that_is_damaged_in_the_middle_gives_nothing(model, example
         features.embed_video(model, damaged.path, 12)
 
 
-def test_an_old_file_survives_a_failed_write(model, examples, tmp_path):
-    path = tmp_path / "features.parquet"
-    feature_store.write_parquet(path, features.embed(model, examples), model)
-    before = path.read_bytes()
-
-    def breaks():
-        yield from features.embed(model, examples[:1])
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        feature_store.write_parquet(path, breaks(), model)
-    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]
-
-
-def test_what_cannot_be_done_is_said(model, examples, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="cannot write"):
-        feature_store.write_parquet(tmp_path / "file" / "x.parquet", features.embed(model, examples), model)
+def test_what_cannot_be_done_is_said(model, examples):
     with pytest.raises(ConfigError, match="must be 'video', 'clip' or 'minute'"):
         list(features.embed(model, examples, "frame"))  # type: ignore[arg-type]
 

@@ -73,7 +73,7 @@ def write_parquet(path: str | Path, features: Iterable[Feature], model: Model, p
     count, held = 0, []
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with pq.ParquetWriter(waiting, columns) as writer:
+        with open(waiting, "wb") as file, pq.ParquetWriter(file, columns) as writer:  # Arrow takes no name that is not UTF-8
             for row in features:
                 held.append(row)
                 count += 1
@@ -139,15 +139,16 @@ def read(path: str | Path) -> Stored:
         if not files or len(files) < (done or 0):
             raise DataError(f"{place} holds {len(files)} of {done or 'no'} partitions: repeat its `tubelet embed` command")
     tables, about = [], set()
-    for file in files:
+    for part in files:
         try:
-            table = pq.read_table(file)
+            with open(part, "rb") as file:
+                table = pq.read_table(file)
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{file} cannot be read as Parquet: {error}") from error
+            raise DataError(f"{part} cannot be read as Parquet: {error}") from error
         known = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         if "tubelet.fingerprint" not in known or "vector" not in table.column_names:
             raise DataError(
-                f"{file} holds no features: wanted what `tubelet embed` writes, with the columns id, path and vector"
+                f"{part} holds no features: wanted what `tubelet embed` writes, with the columns id, path and vector"
             )
         about.add((known["tubelet.fingerprint"], known["tubelet.model"]))
         tables.append(table)

@@ -126,7 +126,8 @@ def _read(
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
+        with open(path, "rb") as file:
+            table = pq.read_table(file)
     except pa.ArrowException as error:
         raise CheckpointError(f"{path} is not a file of features: {error}; delete it, and it is made again") from error
     about = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
