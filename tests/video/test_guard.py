@@ -16,7 +16,7 @@ import torch
 
 from tubelet.allocator import keep_freed
 from tubelet.errors import ConfigError, VideoError
-from tubelet.video import guard
+from tubelet.video import _index, guard
 from tubelet.video._index import read_index
 from tubelet.video.decode import decode, probe
 from tubelet.video.guard import run
@@ -74,6 +74,17 @@ def fill_memory() -> torch.Tensor:
 def pieces(megabytes: int) -> int:
     """Of 20 MB, all held together."""
     return len([bytearray(20_000_000) for _ in range(megabytes // 20)])
+
+
+def held() -> tuple[int, int]:
+    """Process and bytes of memory, what it shares with others not counted."""
+    pages = Path("/proc/self/statm").read_text().split()
+    return os.getpid(), (int(pages[1]) - int(pages[2])) * os.sysconf("SC_PAGE_SIZE")
+
+
+def read_anew(path: str) -> None:
+    _index._cache.clear()
+    decode(path)
 
 
 def spoil() -> None:
@@ -219,6 +230,19 @@ def test_the_limit_of_memory_counts_from_what_a_worker_needs(video: str, monkeyp
     with pytest.raises(VideoError, match=r"takes more than 0.5 GB of memory"):
         run(video, pieces, 700)
     assert len(between) == 40
+
+
+def test_a_worker_does_not_grow_with_the_files_it_reads(video: str, tmp_path: Path) -> None:
+    broken, first = str(tmp_path / "broken.mp4"), None
+    Path(broken).write_bytes(Path(video).read_bytes()[:-400])
+    for number in range(400):
+        run(video, read_anew, video)
+        with pytest.raises(VideoError):
+            run(broken, read_anew, broken)
+        if number == 100:
+            first = run(video, held)
+    assert first is not None and run(video, held)[0] == first[0], "it is the same worker"
+    assert run(video, held)[1] - first[1] < 2**23  # 14 KB a file, of which each is 27 as pictures
 
 
 def test_the_header_is_checked_before_anything_is_decoded(video: str, monkeypatch: pytest.MonkeyPatch) -> None:
