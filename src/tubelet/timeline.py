@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tubelet.datasets._files import check_target
 from tubelet.errors import CheckpointError, ConfigError, utf8
 from tubelet.evaluate.grounding import Detection
 from tubelet.find import choose
@@ -197,7 +198,8 @@ def write(seen: Timeline, path: str | Path, threshold: float = 0.5) -> Path:
 
 
 def check_suffix(path: str | Path) -> None:
-    """ConfigError for a name that no timeline can be written to."""
+    """ConfigError for a name that no timeline can be written to, CheckpointError where another thing is in its place."""
+    check_target(path)
     if Path(path).suffix.lower() not in SUFFIXES:
         raise ConfigError(f"{path}: a timeline is written as {', '.join(SUFFIXES)}, got {Path(path).suffix or 'no suffix'!r}")
 

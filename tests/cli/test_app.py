@@ -1,8 +1,11 @@
 """The command line as a whole, in real processes: what it prints, on which stream, and with which exit code."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -134,3 +137,40 @@ def test_table_of_nothing_prints_its_headings(capsys: pytest.CaptureFixture[str]
 def test_json_refuses_what_is_not_json() -> None:
     with pytest.raises(ValueError):
         emit_json(float("nan"))
+
+
+def test_a_full_disk_behind_stdout_or_stderr_is_no_traceback() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this machine has no /dev/full")
+    for words in ("--version", "inspect --help"):
+        shell = f"{sys.executable} -m tubelet {words} > /dev/full"
+        done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True)
+        assert one_error(done).startswith("error: No space left on device: make room"), words
+    shell = f"{sys.executable} -m tubelet inspect nowhere 2> /dev/full"
+    assert subprocess.run(["bash", "-c", shell], capture_output=True, text=True).returncode == 2
+
+
+@pytest.mark.parametrize("closed, code", [("--version >&-", 0), ("nonsense 2>&-", 2), ("--version <&-", 0)])
+def test_a_stream_that_is_closed_changes_nothing_else(closed: str, code: int) -> None:
+    done = subprocess.run(["bash", "-c", f"{sys.executable} -m tubelet {closed}"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, "")
+
+
+def test_any_name_is_printed_whatever_the_encoding(motion_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "d\u00e9j\u00e0 \U0001f600"
+    shutil.copytree(motion_folder / "train", folder)
+    ascii = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    said = tubelet("inspect", str(folder), env=ascii)
+    assert said.returncode == 0 and "d\\xe9j\\xe0 \\U0001f600: 8 videos" in said.stdout, said.stderr
+    assert json.loads(tubelet("inspect", str(folder), "--json", env=ascii).stdout)["source"] == str(folder)
+
+
+def test_a_file_that_looks_like_a_flag_is_named_as_one_can_give_it(tmp_path: Path) -> None:
+    (tmp_path / "-lead.mp4").touch()
+    for words in (("inspect",), ("predict", "model")):
+        assert one_error(tubelet(*words, "-lead.mp4", cwd=tmp_path)).endswith("he file of that name is ./-lead.mp4\n"), words
+
+
+def test_cells_of_a_table_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    table([{"label": "new\nline"}])
+    assert capsys.readouterr().out.splitlines()[-1] == "new\\nline"
