@@ -12,7 +12,6 @@ import torch
 
 from tubelet import datasets, feature_store, features, models
 from tubelet.errors import CheckpointError, DataError
-from tubelet.evaluate.report import write_atomically
 from tubelet.models._model import Model
 from tubelet.records import ClipSpec, Example
 from tubelet.timeline import check_suffix
@@ -118,7 +117,6 @@ def test_what_is_no_file_of_features_keeps_its_place(model: Model, kind: str, tm
     before = path.lstat()
     for write in (
         lambda: feature_store.write_parquet(path, [], model),
-        lambda: write_atomically(path, b""),
         lambda: folder.write(path, ""),
         lambda: check_suffix(path),
     ):

@@ -3,14 +3,19 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from tubelet import models
 from tubelet.cli import commands, main, make_app
 from tubelet.cli._print import emit_json, table
+from tubelet.records import ClipSpec
+from tubelet.weights.save import save
 
 COMMANDS = list(commands())
 
@@ -174,3 +179,18 @@ def test_a_file_that_looks_like_a_flag_is_named_as_one_can_give_it(tmp_path: Pat
 def test_cells_of_a_table_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     table([{"label": "new\nline"}])
     assert capsys.readouterr().out.splitlines()[-1] == "new\\nline"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_is_stopped_leaves_nothing_half_written(
+    number: signal.Signals, motion_folder: Path, tmp_path: Path
+) -> None:
+    model = save(models.build("videomae_tiny", ClipSpec(frames=4, size=32), depth=1, patch=8), tmp_path / "model")
+    words = ["embed", str(model), str(motion_folder), "--out", str(tmp_path / "out" / "f.parquet"), "--clips", "100000"]
+    running = subprocess.Popen([sys.executable, "-m", "tubelet", *words], stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("out/.*.tmp")):
+        assert running.poll() is None, running.communicate()
+        time.sleep(0.05)
+    running.send_signal(number)
+    assert running.communicate(timeout=60)[1] == "stopped\n" and running.returncode == 130
+    assert list((tmp_path / "out").iterdir()) == []

@@ -9,7 +9,10 @@ import contextlib
 import errno
 import io
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TextIO
@@ -50,12 +53,12 @@ def make_app() -> App:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command line and return its exit code: 0 done, 2 a mistake the user can mend (one line says which), 130
-    stopped with Ctrl-C. A command may return its own exit code; an error of ours keeps its traceback."""
+    stopped with Ctrl-C or SIGTERM. A command may return its own exit code; an error of ours keeps its traceback."""
     arguments = sys.argv[1:] if arguments is None else arguments
     _open_streams()
     keep_freed()
     try:
-        with _processes():
+        with _sigterm_stops(), _processes():
             code = make_app()(arguments, exit_on_error=False, print_error=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
@@ -96,6 +99,20 @@ def _open_streams() -> None:
 def _to_nowhere(stream: TextIO) -> None:
     """What the stream still holds goes nowhere; the interpreter would complain again when it flushes at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@contextlib.contextmanager
+def _sigterm_stops() -> Iterator[None]:
+    """SIGTERM stops as Ctrl-C does, so that nothing half-written is left; who ignores it, or has a handler, keeps that."""
+    main_thread = threading.current_thread() is threading.main_thread()
+    if not main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _processes() -> contextlib.AbstractContextManager[None]:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any, Literal
 
 from tubelet.cli._print import emit_json, note, table
-from tubelet.errors import printable
+from tubelet.errors import printable, utf8
 
 if TYPE_CHECKING:
     from tubelet.classify import Answer, Head
@@ -197,7 +197,7 @@ def _write(out: str, answers: list["Answer"]) -> None:
         name, chance = answer.top[0]
         rows.writerow([answer.id, answer.path, name, f"{chance:.4f}", f"{answer.margin:.4f}"])
     _place(out)
-    write(_place(out), text.getvalue())
+    write(_place(out), utf8(text.getvalue()))
 
 
 def _place(out: str) -> Any:

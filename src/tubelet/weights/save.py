@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from tubelet.errors import CheckpointError
+from tubelet.errors import CheckpointError, utf8
 from tubelet.models._model import Model
 
 FORMAT = "tubelet-model-1"
@@ -39,7 +39,7 @@ def save(model: Model, folder: str | Path, trained: dict[str, Any] | None = None
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         save_file(state, draft / "model.safetensors")
         config = {**describe(model), "trained": trained or {}}
-        (draft / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
+        (draft / "config.json").write_text(utf8(json.dumps(config, indent=2, ensure_ascii=False)), encoding="utf-8")
         for name in ("model.safetensors", "config.json"):
             with open(draft / name, "rb") as file:
                 os.fsync(file.fileno())
