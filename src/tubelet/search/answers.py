@@ -90,7 +90,7 @@ def nearest(table: Any, query: np.ndarray, top: int, per: Level, only: Filter | 
     """The `top` rows of a level that are nearest to a unit vector (D,) and pass the filter, the best first; of those that overlap
     in one file only the best."""
     where = " AND ".join([f"per = '{per}'", *(only.sql() if only else ())])
-    asked = 4 * top + 20
+    asked = 4 * min(top, table.count_rows()) + 20
     while True:
         found = _rows(table, query, where, asked, exact or per != "window")
         hits = _distinct(found, top)

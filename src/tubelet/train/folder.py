@@ -116,6 +116,8 @@ def write(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         os.replace(draft, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            draft.unlink()
         raise CheckpointError(f"cannot write {path}: {error.strerror}; make room or choose another --out") from error
 
 

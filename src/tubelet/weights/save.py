@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from tubelet.errors import CheckpointError, utf8
@@ -51,7 +52,7 @@ def save(model: Model, folder: str | Path, trained: dict[str, Any] | None = None
             shutil.rmtree(old)
         else:
             os.rename(draft, folder)
-    except (OSError, RuntimeError, ValueError) as error:  # safetensors wraps I/O errors in its own type
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"cannot write the model folder {folder}: {error}; nothing was changed") from error
     finally:
         if draft is not None:
