@@ -194,3 +194,7 @@ def test_a_command_that_is_stopped_leaves_nothing_half_written(
     running.send_signal(number)
     assert running.communicate(timeout=60)[1] == "stopped\n" and running.returncode == 130
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_server_whose_time_is_no_number_is_one_line() -> None:
+    assert "timeout is nan: it must be above 0, and finite" in one_error(tubelet("serve", "model", "--timeout", "nan"))

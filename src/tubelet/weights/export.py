@@ -6,7 +6,6 @@
 Normalising is inside the graph. What comes out is compared with the model before the folder is there.
 """
 
-import io
 import json
 import logging
 import math
@@ -179,9 +178,7 @@ def _example(model: Model, dynamic: bool) -> Tensor:
 
 
 def _to_torch(graph: Graph, example: Tensor, folder: Path, int8: bool, dynamic: bool) -> None:
-    written = io.BytesIO()  # not the file itself: where the disk is full, PyTorch's writer ends the process
-    torch.export.save(_program(graph, example, dynamic), written)
-    (folder / FILES["torch"]).write_bytes(written.getbuffer())
+    torch.export.save(_program(graph, example, dynamic), folder / FILES["torch"])
 
 
 def _to_onnx(graph: Graph, example: Tensor, folder: Path, int8: bool, dynamic: bool) -> None:
