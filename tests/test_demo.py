@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tubelet import demo, models
+from tubelet.errors import CheckpointError
 from tubelet.evaluate.run import Settings, evaluate
 from tubelet.evaluate.sides import data_of
 from tubelet.recipes.demo import Demo, full, quick
@@ -69,3 +70,9 @@ def test_recipes_fit_together(recipe, tmp_path: Path) -> None:
         classes = () if run.objective == "masked" else made.motions
         models.build(run.model.name, run.clip, classes, **run.model.options)
     assert full(tmp_path).motions == tuple(MOTIONS)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(CheckpointError, match="cannot write .*file/videos: Not a directory; make room or choose another --out"):
+        demo.run(tiny(tmp_path / "file"), print)

@@ -14,6 +14,8 @@ from tubelet import datasets, feature_store, features, models
 from tubelet.errors import CheckpointError, DataError
 from tubelet.models._model import Model
 from tubelet.records import ClipSpec, Example
+from tubelet.timeline import check_suffix
+from tubelet.train import folder
 
 SPEC = ClipSpec(frames=4, stride_frames=2, size=32)
 
@@ -101,3 +103,23 @@ def test_partitions_are_read_when_they_are_complete(model: Model, examples: tupl
         feature_store.read(folder)
     shutil.copy(whole, folder / "results" / "part-00001.parquet")
     assert len(feature_store.read(folder).ids) == 2 * count
+
+
+@pytest.mark.parametrize("kind", ["pipe", "stream", "video"])
+def test_what_is_no_file_of_features_keeps_its_place(model: Model, kind: str, tmp_path: Path) -> None:
+    path = tmp_path / ("a.mp4" if kind == "video" else "out")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "stream":
+        path.symlink_to("/proc/self/fd/1")  # as /dev/stdout is
+    else:
+        path.write_bytes(b"of a year ago")
+    before = path.lstat()
+    for write in (
+        lambda: feature_store.write_parquet(path, [], model),
+        lambda: folder.write(path, ""),
+        lambda: check_suffix(path),
+    ):
+        with pytest.raises(CheckpointError, match="is a video, and it is not overwritten|is a device or a pipe: name a file"):
+            write()
+    assert path.lstat() == before and list(tmp_path.iterdir()) == [path]

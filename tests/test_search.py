@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -750,3 +751,23 @@ def test_windows_of_a_library_are_taught(index, folder, tmp_path, capsys):
     assert len(classify.read_labels([tmp_path / "files.csv"], stored)[0]) == 14
     (tmp_path / "old.csv").write_text(f"id,path,label\n{path}@0.100-9.000#1,{path},x\n")
     assert classify.read_labels([tmp_path / "old.csv"], stored) == ({}, [f"{path}@0.100-9.000#1"])
+
+
+def test_names_that_are_not_utf8_stay_in_a_library(model: models._model.Model, tmp_path: Path) -> None:
+    videos, file = tmp_path / "videos", tmp_path / "videos" / os.fsdecode(b"na\xffme.mp4")
+    videos.mkdir()
+    write_video(tmp_path / "a.mp4", torch.randint(256, (12, 3, 32, 32), dtype=torch.uint8), fps=10)
+    (tmp_path / "a.mp4").rename(file)
+    index = Index.create(tmp_path / "library", model, "", Windows(kind="uniform", count=1))
+    examples = datasets.read_many([str(videos)]).examples
+    assert [index.add(model, examples).new, index.add(model, examples).unchanged] == [1, 1]
+    assert index.gone([videos]) == [] and len(index.search(video_vector(model, file), top=10**30)) == 1
+    asked = video_vector(model, file)
+    for pattern in (str(file), str(videos), os.fsdecode(b"*\xffme*")):
+        hit = index.search(asked, only=Filter(path=pattern))[0]
+        assert not hit.gone and hit.path.endswith("na\\udcffme.mp4")
+    assert contact_sheet([hit]) != contact_sheet([replace(hit, path="nowhere.mp4")])
+    file.unlink()
+    assert [name.endswith("na\\udcffme.mp4") for name in index.gone([videos])] == [True]
+    with pytest.raises(CheckpointError, match="is not UTF-8, and LanceDB takes no other name"):
+        Index.create(tmp_path / os.fsdecode(b"li\xff"), model, "")

@@ -146,6 +146,8 @@ def test_what_cannot_be_written_or_asked_is_one_line(seen, tmp_path):
         timeline(Colours(), seen.path)
     with pytest.raises(ConfigError, match="every_seconds is 0: it must be a number above 0"):
         timeline(Colours(COLOURS), seen.path, 0)
+    with pytest.raises(ConfigError, match="every_seconds is 1e-09: that makes .* moments of .* s, and 10,000,000 are the most"):
+        timeline(Colours(COLOURS), seen.path, 1e-9)
     with pytest.raises(ConfigError, match="threshold is 0: it must be above 0 and at most 1"):
         segments(seen, 0)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

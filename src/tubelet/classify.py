@@ -33,6 +33,7 @@ from tubelet.evaluate import linear_probe
 from tubelet.evaluate.knn import knn
 from tubelet.feature_store import Stored
 from tubelet.seeds import derive
+from tubelet.storage import utf8_name
 
 FORMAT = "tubelet-head-1"
 KindName = Literal["linear", "knn", "triplet"]
@@ -362,7 +363,8 @@ def load(folder: str | Path) -> Head:
         raise CheckpointError(f"{folder} is no head: give the folder that `tubelet classify fit ... --out HEAD` wrote")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        tensors = load_file(folder / "head.safetensors")
+        with utf8_name(folder / "head.safetensors") as name:
+            tensors = load_file(name)
         head = Head(config["kind"], tuple(config["classes"]), tensors, config["settings"], config["fingerprint"], config["model"],
                     tuple(config["labelled"]))  # fmt: skip
         find.choose(head.kind, KINDS, "kind of head")

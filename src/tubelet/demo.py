@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import torch
 
+from tubelet.errors import CheckpointError
 from tubelet.evaluate import protocol, report
 from tubelet.evaluate.multiview import look
 from tubelet.evaluate.run import Evaluation, Settings, evaluate
@@ -24,10 +25,13 @@ def run(demo: Demo, say: Callable[[str], None]) -> Evaluation:
     if demo.pretrain.run.threads:
         torch.set_num_threads(demo.pretrain.run.threads)  # of drawing the videos too
     say(f"1/5  a motion set of {len(demo.motions)} classes in {demo.videos}")
-    write_motion_set(
-        demo.videos, demo.motions, train=demo.train, val=demo.val, unlabelled=demo.unlabelled, size=demo.size,
-        frames=demo.frames, seed=demo.pretrain.run.seed,
-    )  # fmt: skip
+    try:
+        write_motion_set(
+            demo.videos, demo.motions, train=demo.train, val=demo.val, unlabelled=demo.unlabelled, size=demo.size,
+            frames=demo.frames, seed=demo.pretrain.run.seed,
+        )  # fmt: skip
+    except OSError as error:
+        raise CheckpointError(f"cannot write {demo.videos}: {error.strerror}; make room or choose another --out") from error
     say(f"2/5  pretraining on {demo.unlabelled:,} unlabelled videos")
     train(demo.pretrain)
     say(f"3/5  fine-tuning on {demo.train * len(demo.motions):,} labelled videos")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tubelet import storage
+from tubelet.datasets._files import check_target
 from tubelet.errors import CheckpointError, DataError, utf8
 from tubelet.features import Feature, Per, embed, fingerprint
 from tubelet.models._model import Model
@@ -69,6 +70,7 @@ def write_parquet(path: str | Path, features: Iterable[Feature], model: Model, p
     import pyarrow.parquet as pq
 
     path, columns = Path(path), schema(model, per)
+    check_target(path)
     waiting = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     count, held = 0, []
     try:

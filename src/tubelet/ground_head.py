@@ -38,6 +38,7 @@ from tubelet.models._tokens import sine_cosine_positions
 from tubelet.models._transformer import BiasedBlock, Dropout, LayerNorm
 from tubelet.records import Example
 from tubelet.seeds import generator_for
+from tubelet.storage import utf8_name
 
 FORMAT = "tubelet-ground-2"
 SHARPNESS = 6  # of the target: a span of IoU 0.8 weighs 17 times one of 0.5, and one that misses nothing
@@ -268,7 +269,7 @@ def load(folder: str | Path, model: Model) -> GroundHead:
     """The head in a folder, for the model over whose features it was trained; CheckpointError for any other model."""
     path = Path(folder) / "head.safetensors" if Path(folder).is_dir() else Path(folder)
     try:
-        with safe_open(path, "pt") as file:
+        with utf8_name(path) as place, safe_open(place, "pt") as file:
             about: dict[str, Any] = json.loads((file.metadata() or {}).get("tubelet", "{}"))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:

@@ -25,7 +25,7 @@ from tubelet.datasets._files import find_videos
 from tubelet.datasets._prepared import Job, Made
 from tubelet.datasets.split import content_hash
 from tubelet.datasets.table import Part
-from tubelet.errors import ConfigError, DataError, VideoError
+from tubelet.errors import ConfigError, DataError, VideoError, printable
 from tubelet.records import Dataset
 from tubelet.video.decode import probe
 from tubelet.video.guard import ended_by, run
@@ -103,7 +103,7 @@ class Prepared:
                 f"  size  {size / 1e6:.1f} MB, {size / before:.0%} of the source's {before / 1e6:.1f} MB",
                 f"  PSNR  mean {facts['psnr_mean_db']:.1f} dB, worst {facts['psnr_worst_db']:.1f} dB ({facts['psnr_worst']})",
             ]
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 def prepare_many(

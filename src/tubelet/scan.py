@@ -126,7 +126,8 @@ class Room:
             try:
                 first, end = map(int, path.stem.split("-"))
                 if first == done:
-                    found.append(load_file(path))
+                    with storage.utf8_name(path) as name:
+                        found.append(load_file(name))
                     done = end
             except (OSError, SafetensorError, ValueError):  # not ours, or damaged: its windows are made again
                 continue

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from tubelet.errors import ConfigError, MissingExtraError
+from tubelet.errors import ConfigError, MissingExtraError, utf8
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -85,6 +85,18 @@ def open_bytes(path: str) -> BinaryIO:
         return open(path, "rb")
     stat(path)  # is it all there?
     return cast(BinaryIO, _Part(open_bytes(part["tar"]), part["name"], int(part["offset"]), int(part["size"])))
+
+
+@contextmanager
+def utf8_name(path: str | os.PathLike[str]) -> Iterator[str]:
+    """A name of the file that is UTF-8, as safetensors wants when it reads (not when it writes): its own, or that of the open
+    file. OSError."""
+    name = os.fspath(path)
+    if utf8(name) == name:
+        yield name
+        return
+    with open(path, "rb") as file:
+        yield f"/dev/fd/{file.fileno()}"
 
 
 class _Part(io.RawIOBase):

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tubelet.datasets._files import check_target
 from tubelet.errors import CheckpointError, ConfigError, utf8
 from tubelet.evaluate.grounding import Detection
 from tubelet.find import choose
@@ -32,6 +33,7 @@ from tubelet.models._model import Model
 from tubelet.scan import STEP, Kept, Scan, scales, scan
 
 SUFFIXES = (".png", ".svg", ".csv", ".srt", ".vtt", ".json")
+MOST = 10_000_000  # moments: four months by seconds
 LEVELS = tuple(round(0.1 * step, 1) for step in range(1, 10))  # of probability, for `detections`
 
 
@@ -85,6 +87,9 @@ def timeline(
         choose(background, model.class_names, "class")
     windows = scales(model, video, lengths, step)
     found = scan(model, video, windows if lengths else windows[:1], batch_size, on_window, kept)
+    if found.duration / every_seconds > MOST:
+        moments = f"{found.duration / every_seconds:.2g} moments of {found.duration:g} s"
+        raise ConfigError(f"every_seconds is {every_seconds:g}: that makes {moments}, and {MOST:,} are the most")
     # At least one moment: the only frame of a file may be shown for no time at all.
     borders = np.append(np.arange(0, max(found.duration - 1e-6, 1e-9), every_seconds), found.duration)
     shown = [number for number, name in enumerate(model.class_names) if name != background]
@@ -197,7 +202,8 @@ def write(seen: Timeline, path: str | Path, threshold: float = 0.5) -> Path:
 
 
 def check_suffix(path: str | Path) -> None:
-    """ConfigError for a name that no timeline can be written to."""
+    """ConfigError for a name that no timeline can be written to, CheckpointError where another thing is in its place."""
+    check_target(path)
     if Path(path).suffix.lower() not in SUFFIXES:
         raise ConfigError(f"{path}: a timeline is written as {', '.join(SUFFIXES)}, got {Path(path).suffix or 'no suffix'!r}")
 

@@ -1,13 +1,21 @@
 """The command line as a whole, in real processes: what it prints, on which stream, and with which exit code."""
 
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
+from tubelet import models
 from tubelet.cli import commands, main, make_app
 from tubelet.cli._print import emit_json, table
+from tubelet.records import ClipSpec
+from tubelet.weights.save import save
 
 COMMANDS = list(commands())
 
@@ -134,3 +142,59 @@ def test_table_of_nothing_prints_its_headings(capsys: pytest.CaptureFixture[str]
 def test_json_refuses_what_is_not_json() -> None:
     with pytest.raises(ValueError):
         emit_json(float("nan"))
+
+
+def test_a_full_disk_behind_stdout_or_stderr_is_no_traceback() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this machine has no /dev/full")
+    for words in ("--version", "inspect --help"):
+        shell = f"{sys.executable} -m tubelet {words} > /dev/full"
+        done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True)
+        assert one_error(done).startswith("error: No space left on device: make room"), words
+    shell = f"{sys.executable} -m tubelet inspect nowhere 2> /dev/full"
+    assert subprocess.run(["bash", "-c", shell], capture_output=True, text=True).returncode == 2
+
+
+@pytest.mark.parametrize("closed, code", [("--version >&-", 0), ("nonsense 2>&-", 2), ("--version <&-", 0)])
+def test_a_stream_that_is_closed_changes_nothing_else(closed: str, code: int) -> None:
+    done = subprocess.run(["bash", "-c", f"{sys.executable} -m tubelet {closed}"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, "")
+
+
+def test_any_name_is_printed_whatever_the_encoding(motion_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "d\u00e9j\u00e0 \U0001f600"
+    shutil.copytree(motion_folder / "train", folder)
+    ascii = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    said = tubelet("inspect", str(folder), env=ascii)
+    assert said.returncode == 0 and "d\\xe9j\\xe0 \\U0001f600: 8 videos" in said.stdout, said.stderr
+    assert json.loads(tubelet("inspect", str(folder), "--json", env=ascii).stdout)["source"] == str(folder)
+
+
+def test_a_file_that_looks_like_a_flag_is_named_as_one_can_give_it(tmp_path: Path) -> None:
+    (tmp_path / "-lead.mp4").touch()
+    for words in (("inspect",), ("predict", "model")):
+        assert one_error(tubelet(*words, "-lead.mp4", cwd=tmp_path)).endswith("he file of that name is ./-lead.mp4\n"), words
+
+
+def test_cells_of_a_table_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    table([{"label": "new\nline"}])
+    assert capsys.readouterr().out.splitlines()[-1] == "new\\nline"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_is_stopped_leaves_nothing_half_written(
+    number: signal.Signals, motion_folder: Path, tmp_path: Path
+) -> None:
+    model = save(models.build("videomae_tiny", ClipSpec(frames=4, size=32), depth=1, patch=8), tmp_path / "model")
+    words = ["embed", str(model), str(motion_folder), "--out", str(tmp_path / "out" / "f.parquet"), "--clips", "100000"]
+    running = subprocess.Popen([sys.executable, "-m", "tubelet", *words], stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("out/.*.tmp")):
+        assert running.poll() is None, running.communicate()
+        time.sleep(0.05)
+    running.send_signal(number)
+    assert running.communicate(timeout=60)[1] == "stopped\n" and running.returncode == 130
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_server_whose_time_is_no_number_is_one_line() -> None:
+    assert "timeout is nan: it must be above 0, and finite" in one_error(tubelet("serve", "model", "--timeout", "nan"))

@@ -103,6 +103,8 @@ def test_unknown_setting_names_the_nearest(name: str, hint: str) -> None:
     ({"out": "x", "objective": "maskd"}, "unknown objective 'maskd': did you mean 'masked'"),
     ({"out": "x", "optim": {"epochs": None}}, "the run has no length: set optim.epochs or optim.steps"),
     ({"out": "x", "optim": {"epochs": 0}}, "optim.epochs is 0.0: it must be above 0"),
+    ({"out": "x", "optim": {"epochs": float("nan")}}, "optim.epochs is nan: it must be above 0, and finite"),
+    ({"out": "x", "optim": {"base_lr": float("nan")}}, "optim.base_lr is nan: it must be 0 or more"),
     ({"out": "x", "optim": {"layer_decay": 0}}, "optim.layer_decay is 0.0"),
     ({"out": "x", "optim": {"ema": 1}}, "optim.ema is 1.0"),
     ({"out": "x", "run": {"threads": 0}}, "run.threads is 0: it must be 1 or more; leave it out"),

@@ -76,6 +76,10 @@ def test_window_starts(frames: int, span: int, step: int) -> None:
         assert covered.all()
 
 
+def test_a_step_beyond_the_video_leads_to_its_end() -> None:
+    assert window_starts(100, 10, 10**30).tolist() == [0, 90] and window_starts(10, 10, 10**30).tolist() == [0]
+
+
 def test_an_hour_has_the_windows_of_the_formula() -> None:
     seconds = np.arange(86_400) / 24
     spec = ClipSpec()

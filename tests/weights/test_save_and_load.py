@@ -1,6 +1,9 @@
 """Model folders: bit-identical round trips, every key accounted for, nothing half-written."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,9 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tubelet
-from tubelet import models
+from tubelet import classify, models
 from tubelet.errors import CheckpointError
+from tubelet.feature_store import Stored
 from tubelet.records import ClipSpec
+from tubelet.weights import files
+from tubelet.weights.export import export
 from tubelet.weights.load import load_model, transfer
 from tubelet.weights.save import save
 
@@ -37,6 +43,28 @@ def test_round_trip(make, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m"]
     save(make(), tmp_path / "m")  # replaces, leaves nothing beside it
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m"]
+
+
+def test_folders_whose_names_are_not_utf8_are_read_back(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"na\xffme")
+    model = classifier()
+    save(model, folder, {"averaged": str(folder)})
+    for back in (load_model(folder).state_dict(), files.read(folder / "model.safetensors").tensors):
+        assert all(torch.equal(back[key], value) for key, value in model.state_dict().items())
+    stored = Stored(tuple("abcd"), tuple("abcd"), torch.randn(4, 6), "fingerprint", "model")
+    classify.save(classify.fit(stored, {"a": "x", "b": "y", "c": "x", "d": "y"}), folder / "head")
+    assert classify.load(folder / "head").classes == ("x", "y")
+    with pytest.raises(CheckpointError, match="is not UTF-8, and graphs are written to no other name"):
+        export(model, folder / "graph", "torch")
+
+
+@pytest.mark.parametrize("words", ["convert model out", "convert model out.pth --to original"])
+def test_a_disk_that_is_full_is_one_line_and_nothing_is_left(words: str, tmp_path: Path) -> None:
+    save(classifier(), tmp_path / "model")
+    shell = f"ulimit -f 4; exec {sys.executable} -m tubelet weights {words}"  # of 1024 bytes
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("error: cannot write ") and done.stderr.count("\n") == 1, done
+    assert done.stderr.endswith("nothing was changed\n") and [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_public_load(tmp_path: Path) -> None:

@@ -6,10 +6,16 @@ its source text, and the module is imported when the command is called.
 
 import ast
 import contextlib
+import errno
+import io
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TextIO
 
 from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
 
@@ -18,6 +24,7 @@ from tubelet.allocator import keep_freed
 from tubelet.errors import TubeletError, printable
 from tubelet.find import did_you_mean, names
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, what the user may keep there, what a file may hold
 SUMMARY = "From a folder of videos to a trained, evaluated, explained video model."
 
 
@@ -46,11 +53,12 @@ def make_app() -> App:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command line and return its exit code: 0 done, 2 a mistake the user can mend (one line says which), 130
-    stopped with Ctrl-C. A command may return its own exit code; an error of ours keeps its traceback."""
+    stopped with Ctrl-C or SIGTERM. A command may return its own exit code; an error of ours keeps its traceback."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    _open_streams()
     keep_freed()
     try:
-        with _processes():
+        with _sigterm_stops(), _processes():
             code = make_app()(arguments, exit_on_error=False, print_error=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
@@ -62,11 +70,49 @@ def main(arguments: list[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader (`| head`) has gone; without this the interpreter would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _to_nowhere(sys.stdout)  # the reader (`| head`) has gone
         return 0
-    sys.stderr.write(f"error: {message}\n")  # one piece: print() makes two, and others write here too
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        _to_nowhere(sys.stdout)  # it may be the one that is full
+        place = f"{error.filename}: " if error.filename else ""
+        message = printable(f"{place}{error.strerror}: make room, or write to another place, and give the same command again")
+    try:
+        sys.stderr.write(f"error: {message}\n")  # one piece: print() makes two, and others write here too
+        sys.stderr.flush()
+    except OSError:  # nobody hears it, but the exit code tells
+        _to_nowhere(sys.stderr)
     return 2
+
+
+def _open_streams() -> None:
+    """Both streams take any text, whatever their encoding and the names of files, and are there where the caller closed them."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _to_nowhere(stream: TextIO) -> None:
+    """What the stream still holds goes nowhere; the interpreter would complain again when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@contextlib.contextmanager
+def _sigterm_stops() -> Iterator[None]:
+    """SIGTERM stops as Ctrl-C does, so that nothing half-written is left; who ignores it, or has a handler, keeps that."""
+    main_thread = threading.current_thread() is threading.main_thread()
+    if not main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _processes() -> contextlib.AbstractContextManager[None]:
@@ -98,4 +144,6 @@ def _one_line(error: CycloptsError, arguments: list[str]) -> str:
         got = next((word for word in arguments if not word.startswith("-")), "")
         return f"unknown command {got!r}{did_you_mean(got, commands())} (known: {', '.join(commands())})"
     error.verbose = False
-    return " ".join(str(error).split())
+    said = " ".join(str(error).split())
+    dashed = next((word for word in arguments if word.startswith("-") and os.path.lexists(word)), None)
+    return printable(said + (f" The file of that name is ./{dashed}" if dashed else ""))

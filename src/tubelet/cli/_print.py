@@ -35,7 +35,8 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | Sequen
 
 def emit_json(value: Any) -> None:
     """Print one JSON document on stdout, and nothing else may be printed there."""
-    print(utf8(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)))
+    ascii = "utf" not in (sys.stdout.encoding or "utf-8").lower()  # another encoding may not have every letter
+    print(utf8(json.dumps(value, indent=2, ensure_ascii=ascii, allow_nan=False)))
 
 
 def note(message: str) -> None:
@@ -52,4 +53,4 @@ def _cell(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.3f}".rstrip("0").rstrip(".") if abs(value) < 1000 else f"{value:,.0f}"
-    return str(value)
+    return printable(str(value))

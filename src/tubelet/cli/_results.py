@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tubelet.cli._print import emit_json, table
+from tubelet.errors import printable
 
 if TYPE_CHECKING:
     from tubelet.evaluate.run import Evaluation
@@ -33,14 +34,14 @@ def print_evaluation(found: "Evaluation", json: bool) -> None:
     print(f"\n{found.part}")
     print(f"{evaluated} of {found.asked} videos evaluated" + (", missing:" if found.missing else ""))
     for id, reason in found.missing:
-        print(f"  {id}: {reason}")
+        print(printable(f"  {id}: {reason}"))
     if found.missing_in_training:
         print("missing among the training videos of k-NN and linear probe:")
     for id, reason in found.missing_in_training:
-        print(f"  {id}: {reason}")
+        print(printable(f"  {id}: {reason}"))
     if found.before.note:
         print(f"note: {found.before.note}")
-    print(f"report: {found.report}")
+    print(printable(f"report: {found.report}"))
 
 
 def _named(missing: Sequence[tuple[str, str]]) -> list[dict[str, str]]:

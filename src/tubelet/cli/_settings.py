@@ -1,5 +1,6 @@
 """Words of a training command -> paths and settings. Any setting of a run is a dotted flag: `--optim.base-lr 1e-3`."""
 
+import os
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, get_args
@@ -23,7 +24,8 @@ def split(words: Sequence[str], flags: Sequence[str]) -> tuple[list[str], dict[s
         word = rest.pop(0)
         if not word.startswith("--"):
             if word.startswith("-") and len(word) > 1:
-                raise ConfigError(f"unknown flag {word!r}: flags begin with two dashes")
+                file = f"; the file of that name is ./{word}" if os.path.lexists(word) else ""
+                raise ConfigError(f"unknown flag {word!r}: flags begin with two dashes{file}")
             paths.append(word)
             continue
         name, equals, value = word[2:].partition("=")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from tubelet.cli._print import emit_json, note, table
+from tubelet.errors import printable
 
 if TYPE_CHECKING:
     from tubelet.compare import Comparison
@@ -86,12 +87,12 @@ def print_comparison(found: "Comparison") -> None:
     table([_line(row) for row in found.rows])
     print(f"\n{found.part}: {found.asked - len(found.missing)} of {found.asked} videos evaluated, one view each")
     for id, reason in found.missing:
-        print(f"  {id}: {reason}")
+        print(printable(f"  {id}: {reason}"))
     for name, reason in found.failed.items():
         print(f"{name} has no result: {reason}")
     for name, reason in found.untimed.items():
         print(f"{name} could not be timed: {reason}")
-    print(f"report: {found.report}")
+    print(printable(f"report: {found.report}"))
 
 
 def _line(row: dict[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def command(
         Print JSON.
     """
     from tubelet import datasets
-    from tubelet.errors import ConfigError
+    from tubelet.errors import ConfigError, printable
     from tubelet.views import each_view
     from tubelet.weights.export import export
     from tubelet.weights.load import load_model, refuse_graph
@@ -67,7 +67,7 @@ def command(
     if json:
         emit_json({"out": out, "to": to, "int8": int8, "dynamic_batch": dynamic_batch, **vars(parity)})
         return
-    print(f"wrote {out}")
+    print(f"wrote {printable(out)}")
     eager, graph = parity.milliseconds
     name = to + (" int8" if int8 else "")
     accuracy = parity.accuracy or (None, None)

@@ -137,7 +137,7 @@ def _fit(
 ) -> int:  # fmt: skip
     from tubelet import datasets
     from tubelet.cli._progress import bar
-    from tubelet.errors import ConfigError, DataError
+    from tubelet.errors import ConfigError, DataError, printable
     from tubelet.ground import clip_seconds, questions, timed
     from tubelet.ground_head import HeadConfig, fit, judge, prior, save
     from tubelet.ground_store import store
@@ -174,7 +174,7 @@ def _fit(
     if json:
         emit_json({"out": out, "questions": learned, "videos": len(stored), "missing": len(missing), "held_out": rows})
         return 2 if missing else 0
-    print(f"{out}: a head taught by {learned} questions about {len(stored)} videos")
+    print(f"{printable(out)}: a head taught by {learned} questions about {len(stored)} videos")
     if rows:
         print(
             f"on {len(questions(held))} questions of the split {val_split!r}; "

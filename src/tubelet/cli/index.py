@@ -67,7 +67,7 @@ def command(
         Print a JSON object that says what was done.
     """
     from tubelet import datasets
-    from tubelet.errors import ConfigError
+    from tubelet.errors import ConfigError, printable
     from tubelet.video.stream import SLIDING
 
     if batch_size < 1:
@@ -91,7 +91,7 @@ def command(
         left = f", {len(added.missing)} not readable" if added.missing else ""
         pruned = f", {len(gone)} taken out" if prune and gone else ""
         done = f"{added.new} new, {added.changed} changed, {added.unchanged} unchanged{left}{pruned}"
-        print(f"{out}: {done}; {len(index)} windows of {index.about.width} values in all")
+        print(f"{printable(out)}: {done}; {len(index)} windows of {index.about.width} values in all")
     return 2 if added.missing else 0
 
 

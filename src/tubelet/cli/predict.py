@@ -102,11 +102,11 @@ def _print(path: str, answer: "Prediction") -> None:
 
     print(f"{printable(path)}  ({answer.seconds_taken:.2f} s)")
     for name, probability in answer.top:
-        print(f"  {probability:6.1%}  {name}")
+        print(f"  {probability:6.1%}  {printable(name)}")
     spans = ", ".join(f"{clip[0]:.2f}-{clip[-1]:.2f}" for clip in answer.seconds)
     print(f"  looked at seconds {spans}; {len(answer.seconds[0])} frames each, {answer.crops} crop{'s' * (answer.crops > 1)}")
     for clip in answer.frames:
         for second, name, probability in clip:
-            print(f"  {second:9.2f} s  {probability:6.1%}  {name}")
+            print(f"  {second:9.2f} s  {probability:6.1%}  {printable(name)}")
     for warning in answer.warnings:
         print(f"  note: {warning}")

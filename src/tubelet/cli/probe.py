@@ -3,6 +3,7 @@
 from typing import Any
 
 from tubelet.cli._print import emit_json, note, table
+from tubelet.errors import printable
 
 
 def command(
@@ -79,7 +80,7 @@ def command(
         emit_json(found | {"report": str(report)})
     else:
         _print(found)
-        print(f"report: {report}")
+        print(printable(f"report: {report}"))
 
 
 def _numbers(name: str, text: str) -> tuple[int, ...]:
@@ -121,7 +122,7 @@ def _print(found: dict[str, Any]) -> None:
     print(f"\n{found['part']}; answers of {found['judged_by']}" + (f"; {found['note']}" if found["note"] else ""))
     print(f"{evaluated} of {found['asked']} videos probed" + (", missing:" if found["missing"] else ""))
     for gone in found["missing"]:
-        print(f"  {gone['id']}: {gone['reason']}")
+        print(printable(f"  {gone['id']}: {gone['reason']}"))
 
 
 def _line(row: dict[str, Any], **more: Any) -> dict[str, Any]:

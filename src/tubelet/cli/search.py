@@ -65,11 +65,14 @@ def command(
     from dataclasses import asdict
     from pathlib import Path
 
+    from tubelet.datasets._files import check_target
     from tubelet.evaluate.report import write_atomically
     from tubelet.search import Filter, Index, contact_sheet, question
     from tubelet.train.device import choose_device
     from tubelet.weights.load import load_model
 
+    if sheet:
+        check_target(sheet)  # before the search, not after it
     library = Index.open(index)
     only = Filter(path, label, since, until)
     network = (

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from tubelet.cli._print import emit_json, note, table
+from tubelet.errors import printable
 
 # Of each action, what it asks for; a flag of another one would be ignored.
 FLAGS = {
@@ -95,7 +96,7 @@ def _average(sources: tuple[str, ...], out: str, decay: float | None, json: bool
     if json:
         emit_json({"out": out, "average_of": list(sources), "decay": decay})
     else:
-        print(f"wrote {out}: the average of {len(sources)} models")
+        print(f"wrote {printable(out)}: the average of {len(sources)} models")
     return 0
 
 
@@ -121,9 +122,9 @@ def _inspect(source: str, given: "foreign.Given", json: bool) -> int:  # type: i
         if texts:
             print(f"\n{heading}")
             for fact, text in texts.items():
-                print(f"  {fact}: {text}")
+                print(printable(f"  {fact}: {text}"))
     for text in row["notes"]:
-        print(f"note: {text}")
+        print(printable(f"note: {text}"))
     return 0 if row["loads"] else 2
 
 
@@ -153,7 +154,7 @@ def _convert(source: str, out: str, to: str, given: "foreign.Given", json: bool)
     if json:
         emit_json({"out": out, "to": to, **origin, "proofs": {name: vars(proof) for name, proof in proofs.items() if proof}})
         return 0
-    print(f"wrote {out}")
+    print(f"wrote {printable(out)}")
     if after.lost:
         print(f"  not in this layout, to be given when it is read: {' '.join(after.lost)}")
     for name, proof in proofs.items():
@@ -162,7 +163,7 @@ def _convert(source: str, out: str, to: str, given: "foreign.Given", json: bool)
             other = (
                 proof.why if difference is None else f"the other implementation differs by at most {difference:.2g} on one clip"
             )
-            print(f"  {name}: {proof.round_trip} weights come back bit for bit; {other}")
+            print(f"  {printable(name)}: {proof.round_trip} weights come back bit for bit; {other}")
     return 0
 
 
@@ -185,9 +186,9 @@ def _begin(
     if json:
         emit_json({"out": out, "model": variant, **account})
         return 0
-    print(f"wrote {out}: {variant} begun from {account['image']}, {account['how']}")
+    print(f"wrote {printable(out)}: {variant} begun from {account['image']}, {account['how']}")
     for line in image.summary(account):
-        print(f"  {line}")
+        print(printable(f"  {line}"))
     return 0
 
 

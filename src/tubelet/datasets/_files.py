@@ -2,7 +2,10 @@
 
 import os
 import re
+import stat
 from pathlib import Path
+
+from tubelet.errors import CheckpointError
 
 VIDEO_SUFFIXES = frozenset(
     [
@@ -69,6 +72,17 @@ DIRECTION_WORDS = frozenset(
 def is_video(path: str | Path) -> bool:
     """By suffix only; whether it can be decoded is found out when it is opened."""
     return os.path.splitext(path)[1].lower() in VIDEO_SUFFIXES
+
+
+def check_target(path: str | Path) -> None:
+    """CheckpointError for what a file must not take the place of: a video, and a device, a pipe or /dev/stdout, which would be
+    gone for everybody since files are put into place by renaming."""
+    if is_video(path) and os.path.isfile(path):
+        raise CheckpointError(f"{path} is a video, and it is not overwritten: name another file to write")
+    kind = os.stat(path).st_mode if os.path.exists(path) else stat.S_IFREG
+    stream = os.path.islink(path) and os.readlink(path).startswith("/proc/")
+    if stream or not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+        raise CheckpointError(f"{path} is a device or a pipe: name a file to write instead")
 
 
 def find_videos(folder: Path) -> list[str]:

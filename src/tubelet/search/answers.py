@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from tubelet import storage
-from tubelet.errors import ConfigError, VideoError, printable
+from tubelet.errors import ConfigError, VideoError, from_utf8, printable, utf8
 from tubelet.search.lance import quoted
 from tubelet.video.decode import decode
 from tubelet.video.guard import run
@@ -70,7 +70,7 @@ class Filter:
         """Conditions on the columns of the table."""
         found = []
         if self.path:
-            place = self.path if self.path.startswith("*") else folder(self.path)
+            place = utf8(self.path if self.path.startswith("*") else folder(self.path))
             if any(letter in place for letter in "*?"):
                 pattern = "".join({"*": ".*", "?": "."}.get(letter, re.escape(letter)) for letter in place)
                 found.append(f"regexp_like(path, {quoted(f'^(?s:{pattern})$')})")
@@ -90,7 +90,7 @@ def nearest(table: Any, query: np.ndarray, top: int, per: Level, only: Filter | 
     """The `top` rows of a level that are nearest to a unit vector (D,) and pass the filter, the best first; of those that overlap
     in one file only the best."""
     where = " AND ".join([f"per = '{per}'", *(only.sql() if only else ())])
-    asked = 4 * top + 20
+    asked = 4 * min(top, table.count_rows()) + 20
     while True:
         found = _rows(table, query, where, asked, exact or per != "window")
         hits = _distinct(found, top)
@@ -127,7 +127,7 @@ def _distinct(rows: list[dict[str, Any]], top: int) -> list[Hit]:
             if len(best) < top:
                 best.append(row)
                 overlapping.append(1)
-    there = {path: storage.exists(path) for path in {row["path"] for row in best}}
+    there = {path: storage.exists(from_utf8(path)) for path in {row["path"] for row in best}}
     return [
         Hit(
             path=row["path"],
@@ -154,7 +154,8 @@ def contact_sheet(hits: Sequence[Hit], shown: int = 8) -> bytes:
         remark = f"{hit.start_seconds:.2f}-{hit.end_seconds:.2f} s" + (f", {hit.label}" if hit.label else "")
         try:
             seconds = np.linspace(hit.start_seconds, hit.end_seconds, shown)
-            clip = run(hit.path, decode, hit.path, seconds=seconds, short_side=96)
+            path = from_utf8(hit.path)
+            clip = run(path, decode, path, seconds=seconds, short_side=96)
             frames = clip.frames
         except VideoError:
             frames = torch.full((shown, 3, 96, 128), 64, dtype=torch.uint8)

@@ -60,6 +60,8 @@ def connect(uri: str) -> Any:
         import lancedb
     except ImportError as error:
         raise MissingExtraError("a library needs LanceDB: pip install 'tubelet[search]'") from error
+    if utf8(uri) != uri:
+        raise CheckpointError(f"{uri} is not UTF-8, and LanceDB takes no other name: choose another")
     try:
         with forking:
             return lancedb.connect(uri, storage_options=_storage_options() if storage.is_remote(uri) else None)

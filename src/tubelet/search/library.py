@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from tubelet import storage
-from tubelet.errors import CheckpointError, ConfigError, DataError
+from tubelet.errors import CheckpointError, ConfigError, DataError, from_utf8, utf8
 from tubelet.feature_store import Stored
 from tubelet.features import Embedded, embed_windows, fingerprint, unit
 from tubelet.models._model import Model
@@ -199,7 +199,7 @@ class Index:
         stale = [
             name for name, (state, _) in begun.items() if name in states and (states[name] != state or known.get(name) == state)
         ]
-        stale += [name for name, path in self._waiting().items() if name not in states and not storage.exists(path)]
+        stale += [name for name, path in self._waiting().items() if name not in states and not _there(path)]
         if stale:
             with forking:
                 still_ours()
@@ -283,9 +283,9 @@ class Index:
     def gone(self, below: Sequence[str | Path] | None = None) -> list[str]:
         """Names of the videos, indexed or begun, whose files are no longer there; only of those that are, or lie in, `below`."""
         known = {**self._waiting(), **self.files()}
-        places = None if below is None else {folder(place) for place in below}
+        places = None if below is None else {utf8(folder(place)) for place in below}
         inside = {name: path for name, path in known.items() if places is None or _lies_in(path, places)}
-        return sorted(name for name, path in inside.items() if not storage.exists(path))
+        return sorted(name for name, path in inside.items() if not _there(path))
 
     def remove(self, names: Sequence[str]) -> None:
         """Take videos out of the library, by their names there."""
@@ -352,6 +352,11 @@ def _new_or_changed(
         if on_video:
             on_video(example, problem)
     return states, todo
+
+
+def _there(path: str) -> bool:
+    """Whether there still is a file at a path of the library."""
+    return storage.exists(from_utf8(path))
 
 
 def _lies_in(path: str, places: set[str]) -> bool:

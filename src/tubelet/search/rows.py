@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def item(example: Example) -> str:
-    """What an Example is called in the library: the absolute path, and which part of it."""
+    """What an Example is called in the library: the absolute path (as UTF-8), and which part of it."""
     start, end = example.start_seconds, example.end_seconds
     part = "" if start is None and end is None else f"@{start or 0:g}-{'' if end is None else format(end, 'g')}"
-    return storage.absolute(example.path) + part
+    return str(utf8(storage.absolute(example.path))) + part
 
 
 def row_of(event: Embedded, state: str) -> dict[str, Any]:

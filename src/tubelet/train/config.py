@@ -100,11 +100,11 @@ class OptimConfig:
         if self.steps is not None:  # so that no configuration names two lengths
             object.__setattr__(self, "epochs", None)
         for name, low in (("base_lr", 0), ("min_lr", 0), ("weight_decay", 0), ("clip_gradient", 0), ("accumulate", 1)):
-            if getattr(self, name) < low:
+            if not getattr(self, name) >= low:  # so that nan is none either
                 raise ConfigError(f"optim.{name} is {getattr(self, name)}: it must be {low} or more")
         for name in ("lr", "epochs", "steps"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ConfigError(f"optim.{name} is {getattr(self, name)}: it must be above 0")
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < float("inf"):
+                raise ConfigError(f"optim.{name} is {getattr(self, name)}: it must be above 0, and finite")
         if not 0 < self.layer_decay <= 1:
             raise ConfigError(f"optim.layer_decay is {self.layer_decay}: it must be above 0, and 1 treats all layers alike")
         if not 0 <= self.ema < 1:

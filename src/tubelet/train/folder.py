@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tubelet.datasets._files import check_target
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.train import parallel
 from tubelet.train.config import TrainConfig, differences, to_dict
@@ -106,6 +107,7 @@ def begin(folder: Path, config: TrainConfig, environment: dict[str, Any]) -> Non
 
 def write(path: Path, text: str) -> None:
     """Write a text file whole or not at all; CheckpointError where it cannot be written."""
+    check_target(path)
     draft = path.with_name(f".{path.name}.tmp")
     try:
         with open(draft, "w", encoding="utf-8") as file:
@@ -114,6 +116,8 @@ def write(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         os.replace(draft, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            draft.unlink()
         raise CheckpointError(f"cannot write {path}: {error.strerror}; make room or choose another --out") from error
 
 

@@ -161,6 +161,7 @@ def window_starts(frames: int, span: int, step: int) -> np.ndarray:
     """int64 (n,): first frames of windows of `span` every `step` frames, the last one moved back to end with the last frame:
     n = ceil((frames - span) / step) + 1, or 1 where `frames` is less than `span`."""
     spare = max(0, frames - span)
+    step = min(step, max(1, spare))  # a longer one leads to the end too, and may be beyond 64 bits
     return np.minimum(np.arange(-(-spare // step) + 1, dtype=np.int64) * step, spare)
 
 

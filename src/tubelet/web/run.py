@@ -58,8 +58,8 @@ class Settings:
             raise ConfigError("host is empty: 127.0.0.1 is this machine only, 0.0.0.0 every address of it")
         if not re.fullmatch(r"[A-Za-z0-9._~-]*", self.token):
             raise ConfigError("the token has letters that do not travel in an address: use A-Z, a-z, 0-9 and . _ ~ -")
-        if self.timeout <= 0:
-            raise ConfigError(f"timeout is {self.timeout}: it must be above 0")
+        if not 0 < self.timeout < float("inf"):
+            raise ConfigError(f"timeout is {self.timeout}: it must be above 0, and finite")
 
 
 def run(models: Sequence[tuple[str, str]], settings: Settings, say: Callable[[str], None]) -> int:

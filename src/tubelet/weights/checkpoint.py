@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tubelet.errors import CheckpointError
+from tubelet.storage import utf8_name
 
 PATTERN = "step_" + 8 * "[0-9]"
 OLD_PATTERN = "step_*.safetensors"  # one file each: what the first versions wrote
@@ -115,7 +116,7 @@ def read(path: Path, verify: bool = True) -> Checkpoint:
 def read_tensors(path: str | Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors called `prefix*` and metadata of a safetensors file; CheckpointError for a missing, truncated or foreign file."""
     try:
-        with safe_open(path, "pt") as file:
+        with utf8_name(path) as name, safe_open(name, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from tubelet import models
@@ -95,7 +96,7 @@ def convert(model: Model, out: str | Path, to: str, origin: Mapping[str, Any] | 
         os.chmod(draft, 0o755)
         os.replace(draft, out)
         return Proof(len(state), difference, why, _lost(model, found, named=True))
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"cannot write {out}: {error}; nothing was changed") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tubelet.errors import CheckpointError, ConfigError, MissingExtraError
+from tubelet.errors import CheckpointError, ConfigError, MissingExtraError, utf8
 from tubelet.models._model import Model
 from tubelet.weights.exported import FILES, Exported, open_graph
 from tubelet.weights.save import describe
@@ -88,6 +88,8 @@ def export(
         raise ConfigError(f"{model.name} is loaded in {model.precision}: load it in fp32 to export it")
     if out.exists():
         raise CheckpointError(f"{out} is there already: choose another place, nothing is overwritten")
+    if utf8(str(out)) != str(out):
+        raise CheckpointError(f"{out} is not UTF-8, and graphs are written to no other name: choose another place")
     model = model.cpu().eval()
     videos, clips = len(clips), list(clips) or noise(model)
     try:

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tubelet.errors import CheckpointError
+from tubelet.storage import utf8_name
 from tubelet.weights import torchscript
 from tubelet.weights.fill import refuse_strange
 
@@ -139,7 +140,7 @@ def _load(file: Path) -> Any:
         raise CheckpointError(f"cannot read {file}: {error}") from error
     if start[8:9] == b"{":
         try:
-            with safe_open(file, "pt") as opened:
+            with utf8_name(file) as name, safe_open(name, "pt") as opened:
                 return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
         except (OSError, SafetensorError, ValueError) as error:
             raise CheckpointError(

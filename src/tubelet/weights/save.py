@@ -7,9 +7,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from tubelet.errors import CheckpointError
+from tubelet.errors import CheckpointError, utf8
 from tubelet.models._model import Model
 
 FORMAT = "tubelet-model-1"
@@ -39,7 +40,7 @@ def save(model: Model, folder: str | Path, trained: dict[str, Any] | None = None
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         save_file(state, draft / "model.safetensors")
         config = {**describe(model), "trained": trained or {}}
-        (draft / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
+        (draft / "config.json").write_text(utf8(json.dumps(config, indent=2, ensure_ascii=False)), encoding="utf-8")
         for name in ("model.safetensors", "config.json"):
             with open(draft / name, "rb") as file:
                 os.fsync(file.fileno())
@@ -51,7 +52,7 @@ def save(model: Model, folder: str | Path, trained: dict[str, Any] | None = None
             shutil.rmtree(old)
         else:
             os.rename(draft, folder)
-    except (OSError, RuntimeError, ValueError) as error:  # safetensors wraps I/O errors in its own type
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"cannot write the model folder {folder}: {error}; nothing was changed") from error
     finally:
         if draft is not None:
