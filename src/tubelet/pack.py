@@ -25,7 +25,7 @@ from tqdm import tqdm
 from tubelet import datasets, storage
 from tubelet.datasets import shards
 from tubelet.datasets._prepared import write_text
-from tubelet.errors import ConfigError, DataError, printable, utf8
+from tubelet.errors import ConfigError, DataError, utf8
 from tubelet.prepare import hold
 from tubelet.records import Dataset, Example
 
@@ -49,8 +49,7 @@ class Packed:
 
     def to_text(self) -> str:
         return (
-            f"{printable(str(self.folder))}: "
-            f"{self.videos} videos ({self.examples} examples, {self.bytes / 1e6:.1f} MB) in {self.shards} shards, "
+            f"{self.folder}: {self.videos} videos ({self.examples} examples, {self.bytes / 1e6:.1f} MB) in {self.shards} shards, "
             f"{self.new} of them new; every checksum was read back"
         )
 

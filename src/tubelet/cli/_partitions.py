@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tubelet.cli._print import emit_json, note
-from tubelet.errors import printable
+from tubelet.cli._print import emit_json, note, tell
 
 if TYPE_CHECKING:
     from tubelet.partitions import Answer
@@ -50,7 +49,6 @@ def answer_all(
     if json:
         emit_json({"out": out, "videos": len(examples), **counts, "made": made})
     else:
-        out = printable(out)
-        print(f"{out}: {counts['finished']} of {counts['partitions']} partitions, {made} of them made now by this process")
-        print(f"{counts['rows']} rows in {out}/results, {counts['missing']} videos that cannot be read in {out}/errors")
+        tell(f"{out}: {counts['finished']} of {counts['partitions']} partitions, {made} of them made now by this process")
+        tell(f"{counts['rows']} rows in {out}/results, {counts['missing']} videos that cannot be read in {out}/errors")
     return 0

@@ -33,6 +33,11 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | Sequen
         print("  ".join(padded).rstrip())
 
 
+def tell(line: str = "") -> None:
+    """Print a line of an answer on stdout. It stays one line that no terminal obeys, whatever the names of files in it."""
+    print(printable(line))
+
+
 def emit_json(value: Any) -> None:
     """Print one JSON document on stdout, and nothing else may be printed there."""
     ascii = "utf" not in (sys.stdout.encoding or "utf-8").lower()  # another encoding may not have every letter

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tubelet.cli._print import emit_json, table
-from tubelet.errors import printable
+from tubelet.cli._print import emit_json, table, tell
 
 if TYPE_CHECKING:
     from tubelet.evaluate.run import Evaluation
@@ -31,17 +30,18 @@ def print_evaluation(found: "Evaluation", json: bool) -> None:
         return
     table([_line(row) for row in found.results] or [_retrieval_line(row) for row in found.retrieval])
     evaluated = found.asked - len(found.missing)
-    print(f"\n{found.part}")
-    print(f"{evaluated} of {found.asked} videos evaluated" + (", missing:" if found.missing else ""))
+    tell()
+    tell(found.part)
+    tell(f"{evaluated} of {found.asked} videos evaluated" + (", missing:" if found.missing else ""))
     for id, reason in found.missing:
-        print(printable(f"  {id}: {reason}"))
+        tell(f"  {id}: {reason}")
     if found.missing_in_training:
-        print("missing among the training videos of k-NN and linear probe:")
+        tell("missing among the training videos of k-NN and linear probe:")
     for id, reason in found.missing_in_training:
-        print(printable(f"  {id}: {reason}"))
+        tell(f"  {id}: {reason}")
     if found.before.note:
-        print(f"note: {found.before.note}")
-    print(printable(f"report: {found.report}"))
+        tell(f"note: {found.before.note}")
+    tell(f"report: {found.report}")
 
 
 def _named(missing: Sequence[tuple[str, str]]) -> list[dict[str, str]]:

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from tubelet.cli._print import emit_json
-from tubelet.errors import printable
+from tubelet.cli._print import emit_json, tell
 from tubelet.train import parallel
 from tubelet.train.config import TrainConfig
 from tubelet.train.log import last_entry
@@ -23,7 +22,7 @@ def carry_out(config: TrainConfig, print_config: bool, json: bool) -> None:
     if json:
         emit_json(summary(run))
     else:
-        print(printable(str(run)))
+        tell(str(run))
 
 
 def summary(run: Path) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from tubelet.cli._print import emit_json, note, table
-from tubelet.errors import printable, utf8
+from tubelet.cli._print import emit_json, note, table, tell
+from tubelet.errors import utf8
 
 if TYPE_CHECKING:
     from tubelet.classify import Answer, Head
@@ -111,8 +111,8 @@ def _fit(path: str, labels: list[str], split: str, out: str, kind: Any, settings
                    "videos": len(set(stored.ids)), "settings": head.settings, "unknown": unknown, "seconds": seconds})  # fmt: skip
     else:
         said = ", ".join(f"{name} {value:g}" for name, value in head.settings.items())
-        print(f"{printable(out)}: {kind} head ({said}) of {len(head.classes)} classes, fitted in {seconds:.2f} s")
-        print(f"{len(head.labelled)} of {len(set(stored.ids))} videos are labelled")
+        tell(f"{out}: {kind} head ({said}) of {len(head.classes)} classes, fitted in {seconds:.2f} s")
+        tell(f"{len(head.labelled)} of {len(set(stored.ids))} videos are labelled")
     return 2 if unknown else 0
 
 
@@ -176,10 +176,10 @@ def _predict(
             [{"video": a.id, "class": ", ".join(f"{c} {p:.0%}" for c, p in a.top[:top]), "margin": a.margin} for a in answers]
         )
     if out:
-        print(f"{printable(out)}: {len(answers)} videos")
+        tell(f"{out}: {len(answers)} videos")
     if labels:
         note_of = f"; the head was fitted on {fitted_on} of them" if fitted_on else ""
-        print(f"{right} of {len(asked)} labelled videos right: {right / max(1, len(asked)):.1%}{note_of}")
+        tell(f"{right} of {len(asked)} labelled videos right: {right / max(1, len(asked)):.1%}{note_of}")
     return 2 if missing else 0
 
 
@@ -224,7 +224,7 @@ def _uncertain(head: "Head", stored: "Stored", top: int, out: str, json: bool) -
     if json:
         emit_json([{"id": a.id, "path": a.path, "guess": a.top[0][0], "margin": a.margin} for a in answers])
     elif out:
-        print(f"{printable(out)}: {len(answers)} videos to label, the most doubtful first")
+        tell(f"{out}: {len(answers)} videos to label, the most doubtful first")
     else:
         print(classify.to_label(answers), end="")
     return 0

@@ -4,8 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from tubelet.cli._print import emit_json, note, table
-from tubelet.errors import printable
+from tubelet.cli._print import emit_json, note, table, tell
 
 if TYPE_CHECKING:
     from tubelet.compare import Comparison
@@ -85,14 +84,15 @@ def command(
 def print_comparison(found: "Comparison") -> None:
     """The table, what failed or was missing, and where the report is."""
     table([_line(row) for row in found.rows])
-    print(f"\n{found.part}: {found.asked - len(found.missing)} of {found.asked} videos evaluated, one view each")
+    tell()
+    tell(f"{found.part}: {found.asked - len(found.missing)} of {found.asked} videos evaluated, one view each")
     for id, reason in found.missing:
-        print(printable(f"  {id}: {reason}"))
+        tell(f"  {id}: {reason}")
     for name, reason in found.failed.items():
-        print(f"{name} has no result: {reason}")
+        tell(f"{name} has no result: {reason}")
     for name, reason in found.untimed.items():
-        print(f"{name} could not be timed: {reason}")
-    print(printable(f"report: {found.report}"))
+        tell(f"{name} could not be timed: {reason}")
+    tell(f"report: {found.report}")
 
 
 def _line(row: dict[str, Any]) -> dict[str, Any]:

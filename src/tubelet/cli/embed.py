@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from tubelet.cli._print import emit_json, note
+from tubelet.cli._print import emit_json, note, tell
 
 
 def command(
@@ -58,7 +58,6 @@ def command(
 
     from tubelet import datasets
     from tubelet.cli._partitions import answer_all
-    from tubelet.errors import printable
     from tubelet.feature_store import embed_table, write_parquet
     from tubelet.features import embed
     from tubelet.train.device import choose_device
@@ -81,6 +80,6 @@ def command(
     if json:
         emit_json({"out": out, "rows": rows, "width": network.width, "per": per, "videos": len(examples), "missing": missing})
     else:
-        print(f"{printable(out)}: {rows} vectors of {network.width} values")
-        print(f"{len(examples) - len(missing)} of {len(examples)} videos")
+        tell(f"{out}: {rows} vectors of {network.width} values")
+        tell(f"{len(examples) - len(missing)} of {len(examples)} videos")
     return 2 if missing else 0

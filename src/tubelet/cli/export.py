@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from tubelet.cli._print import emit_json, note, table
+from tubelet.cli._print import emit_json, note, table, tell
 
 
 def command(
@@ -40,7 +40,7 @@ def command(
         Print JSON.
     """
     from tubelet import datasets
-    from tubelet.errors import ConfigError, printable
+    from tubelet.errors import ConfigError
     from tubelet.views import each_view
     from tubelet.weights.export import export
     from tubelet.weights.load import load_model, refuse_graph
@@ -67,7 +67,7 @@ def command(
     if json:
         emit_json({"out": out, "to": to, "int8": int8, "dynamic_batch": dynamic_batch, **vars(parity)})
         return
-    print(f"wrote {printable(out)}")
+    tell(f"wrote {out}")
     eager, graph = parity.milliseconds
     name = to + (" int8" if int8 else "")
     accuracy = parity.accuracy or (None, None)
@@ -79,4 +79,4 @@ def command(
         ],
         {"name": "", "ms": "ms a clip", "speed": "speed", "difference": "difference", "agreement": "same class", "top1": "top-1"},
     )  # fmt: skip
-    print(f"{parity.clips} clips{'' if check else ' of noise'}, {parity.threads} threads, one clip at a time")
+    tell(f"{parity.clips} clips{'' if check else ' of noise'}, {parity.threads} threads, one clip at a time")

@@ -1,6 +1,6 @@
 """`tubelet flow`: how everything in a video moves, as numbers and as a video of colours."""
 
-from tubelet.cli._print import emit_json
+from tubelet.cli._print import emit_json, tell
 
 
 def command(
@@ -45,7 +45,6 @@ def command(
     json
         Print a JSON object instead.
     """
-    from tubelet.errors import printable
     from tubelet.flow import estimator, flow_of_video
     from tubelet.train.device import choose_device
 
@@ -54,14 +53,14 @@ def command(
     if json:
         emit_json(found.to_dict())
         return
-    print(f"{printable(video)}  ({found.seconds_taken:.2f} s)")
-    print(
+    tell(f"{video}  ({found.seconds_taken:.2f} s)")
+    tell(
         f"  {found.frames} frames of {found.width}x{found.height} (the video is {found.source_width}x{found.source_height}), "
         f"seconds {found.start_seconds:.2f}-{found.end_seconds:.2f}"
     )
-    print(f"  moves {found.mean_pixels:.2f} pixels a frame; full colour at {found.full_pixels:.2f}")
-    print(
+    tell(f"  moves {found.mean_pixels:.2f} pixels a frame; full colour at {found.full_pixels:.2f}")
+    tell(
         f"  brightness error {found.brightness_error_forward:.2f} forward, {found.brightness_error_backward:.2f} backward, "
         f"{found.brightness_error_still:.2f} without flow"
     )
-    print(f"  {printable(found.out)}: flow.npz, flow.mp4, legend.png")
+    tell(f"  {found.out}: flow.npz, flow.mp4, legend.png")

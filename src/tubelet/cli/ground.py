@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from tubelet.cli._print import emit_json, note, table
+from tubelet.cli._print import emit_json, note, table, tell
 
 
 def command(
@@ -99,7 +99,7 @@ def _answer(
     device: str, precision: str, json: bool,
 ) -> int:  # fmt: skip
     from tubelet.cli._progress import bar
-    from tubelet.errors import ConfigError, printable
+    from tubelet.errors import ConfigError
     from tubelet.ground import check_answers, ground
     from tubelet.ground_head import answer, load
     from tubelet.ground_store import Stored
@@ -126,7 +126,7 @@ def _answer(
     if json:
         emit_json({"video": video, "question": question or query_video, "spans": [span.to_dict() for span in spans]})
         return 0
-    print(f"{printable(video)}: {printable(question or query_video)}")
+    tell(f"{video}: {question or query_video}")
     table([{"start": f"{s.start_seconds:.2f}", "end": f"{s.end_seconds:.2f}", "score": f"{s.score:.3f}"} for s in spans])
     return 0
 
@@ -137,7 +137,7 @@ def _fit(
 ) -> int:  # fmt: skip
     from tubelet import datasets
     from tubelet.cli._progress import bar
-    from tubelet.errors import ConfigError, DataError, printable
+    from tubelet.errors import ConfigError, DataError
     from tubelet.ground import clip_seconds, questions, timed
     from tubelet.ground_head import HeadConfig, fit, judge, prior, save
     from tubelet.ground_store import store
@@ -174,9 +174,9 @@ def _fit(
     if json:
         emit_json({"out": out, "questions": learned, "videos": len(stored), "missing": len(missing), "held_out": rows})
         return 2 if missing else 0
-    print(f"{printable(out)}: a head taught by {learned} questions about {len(stored)} videos")
+    tell(f"{out}: a head taught by {learned} questions about {len(stored)} videos")
     if rows:
-        print(
+        tell(
             f"on {len(questions(held))} questions of the split {val_split!r}; "
             "prior: always the mean place of the training spans of that label"
         )
@@ -218,7 +218,7 @@ def _evaluate(
     if json:
         emit_json({**rows, "videos": videos, "missing": [path for path, _ in missing]})
         return 2 if missing else 0
-    print(f"{rows['model']['questions']:g} questions about {videos - len(missing)} videos; chance: a window drawn at random")
+    tell(f"{rows['model']['questions']:g} questions about {videos - len(missing)} videos; chance: a window drawn at random")
     _table(rows)
     return 2 if missing else 0
 

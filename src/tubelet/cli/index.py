@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from tubelet.cli._print import emit_json, note
+from tubelet.cli._print import emit_json, note, tell
 
 if TYPE_CHECKING:
     from tubelet.features import Embedded
@@ -67,7 +67,7 @@ def command(
         Print a JSON object that says what was done.
     """
     from tubelet import datasets
-    from tubelet.errors import ConfigError, printable
+    from tubelet.errors import ConfigError
     from tubelet.video.stream import SLIDING
 
     if batch_size < 1:
@@ -91,7 +91,7 @@ def command(
         left = f", {len(added.missing)} not readable" if added.missing else ""
         pruned = f", {len(gone)} taken out" if prune and gone else ""
         done = f"{added.new} new, {added.changed} changed, {added.unchanged} unchanged{left}{pruned}"
-        print(f"{printable(out)}: {done}; {len(index)} windows of {index.about.width} values in all")
+        tell(f"{out}: {done}; {len(index)} windows of {index.about.width} values in all")
     return 2 if added.missing else 0
 
 

@@ -1,6 +1,6 @@
 """`tubelet models`: what can be built, with its published size."""
 
-from tubelet.cli._print import emit_json, table
+from tubelet.cli._print import emit_json, table, tell
 from tubelet.cli._progress import bar
 
 
@@ -37,7 +37,7 @@ def command(*names: str, json: bool = False) -> None:
     table(shown, {key: HEADINGS.get(key, key) for key in shown[0] if key != "note"})
     for row in rows:
         if row["note"]:
-            print(f"{row['name']}: {row['note']}")
+            tell(f"{row['name']}: {row['note']}")
 
 
 HEADINGS = {"gmacs": "GMAC", "receptive_field": "field", "attended_pairs": "pairs", "stride_frames": "stride", "size": "pixels"}

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Literal
 
-from tubelet.cli._print import emit_json, note
+from tubelet.cli._print import emit_json, note, tell
 
 if TYPE_CHECKING:
     from tubelet.predict import Prediction
@@ -98,15 +98,14 @@ def command(
 
 def _print(path: str, answer: "Prediction") -> None:
     """For a person: the classes, and what they were told from."""
-    from tubelet.errors import printable
 
-    print(f"{printable(path)}  ({answer.seconds_taken:.2f} s)")
+    tell(f"{path}  ({answer.seconds_taken:.2f} s)")
     for name, probability in answer.top:
-        print(f"  {probability:6.1%}  {printable(name)}")
+        tell(f"  {probability:6.1%}  {name}")
     spans = ", ".join(f"{clip[0]:.2f}-{clip[-1]:.2f}" for clip in answer.seconds)
-    print(f"  looked at seconds {spans}; {len(answer.seconds[0])} frames each, {answer.crops} crop{'s' * (answer.crops > 1)}")
+    tell(f"  looked at seconds {spans}; {len(answer.seconds[0])} frames each, {answer.crops} crop{'s' * (answer.crops > 1)}")
     for clip in answer.frames:
         for second, name, probability in clip:
-            print(f"  {second:9.2f} s  {probability:6.1%}  {printable(name)}")
+            tell(f"  {second:9.2f} s  {probability:6.1%}  {name}")
     for warning in answer.warnings:
-        print(f"  note: {warning}")
+        tell(f"  note: {warning}")

@@ -1,6 +1,6 @@
 """`tubelet prepare`: small copies of the videos, from which training reads several times faster."""
 
-from tubelet.cli._print import emit_json, note
+from tubelet.cli._print import emit_json, note, tell
 
 
 def command(
@@ -44,7 +44,7 @@ def command(
     json
         Print a JSON list with one object per DIR instead.
     """
-    from tubelet.errors import ConfigError, DataError, printable
+    from tubelet.errors import ConfigError, DataError
     from tubelet.pack import pack_many
     from tubelet.prepare import PrepareConfig, prepare_many
 
@@ -63,7 +63,8 @@ def command(
         if json:
             emit_json([one.to_json() for one in packed])
         else:
-            print("\n".join(printable(one.to_text()) for one in packed))
+            for written in packed:
+                tell(written.to_text())
         return 2 if any(one.left_out for one in packed) else 0
     done = prepare_many(paths, out, config, workers)
     for prepared in done:

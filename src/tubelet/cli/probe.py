@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from tubelet.cli._print import emit_json, note, table
-from tubelet.errors import printable
+from tubelet.cli._print import emit_json, note, table, tell
 
 
 def command(
@@ -80,7 +79,7 @@ def command(
         emit_json(found | {"report": str(report)})
     else:
         _print(found)
-        print(printable(f"report: {report}"))
+        tell(f"report: {report}")
 
 
 def _numbers(name: str, text: str) -> tuple[int, ...]:
@@ -94,8 +93,8 @@ def _numbers(name: str, text: str) -> tuple[int, ...]:
 
 def _print(found: dict[str, Any]) -> None:
     """The verdict and its three tables, what was missing, and what the numbers divide by."""
-    print(found["verdict"])
-    print()
+    tell(found["verdict"])
+    tell()
     rows: list[dict[str, Any]] = [
         _line(row, frames=row["order"], lost=_points(row["drop"]) if row["order"] != "as given" else "")
         for row in found["orders"]
@@ -103,26 +102,28 @@ def _print(found: dict[str, Any]) -> None:
     table(rows, ["frames", "top-1", "95 %", "videos", "lost"])
     single = found.get("single_frame_model")
     if single:
-        print(
+        tell(
             f"\n{single['name']} {single['path']}: {single['share']:.1%}, the model is {_points(single['gap'])} points above it"
         )
-    print(f"\nforward over reversed: {found['direction']['share']:.1%} ({_between(found['direction'])})")
+    tell()
+    tell(f"forward over reversed: {found['direction']['share']:.1%} ({_between(found['direction'])})")
     if found["pairs"]:
-        print("pairs of classes that are each other's reversal" + ("" if found["pairs_given"] else ", as the model sees them"))
+        tell("pairs of classes that are each other's reversal" + ("" if found["pairs_given"] else ", as the model sees them"))
         for row in found["pairs"]:
             name = " <-> ".join(row["pair"]) if row["pair"] else "all pairs"
             both = "no video" if row["share"] is None else f"{row['share']:.1%} ({_between(row)})"
             clips = "" if row["share"] is None else f", clips {row['forward']:.1%}, reversals {row['reversed']:.1%}"
-            print(f"  {name}: {both}{clips}")
-    print()
+            tell(f"  {name}: {both}{clips}")
+    tell()
     table([_line(row, padded=row["padded"] or "", note=_note(row)) for row in found["saturation"]],
           {"frames": "frames", "stride_frames": "stride", "top-1": "top-1", "95 %": "95 %", "videos": "videos", "padded": "padded",
            "note": ""})  # fmt: skip
     evaluated = found["asked"] - len(found["missing"])
-    print(f"\n{found['part']}; answers of {found['judged_by']}" + (f"; {found['note']}" if found["note"] else ""))
-    print(f"{evaluated} of {found['asked']} videos probed" + (", missing:" if found["missing"] else ""))
+    tell()
+    tell(f"{found['part']}; answers of {found['judged_by']}" + (f"; {found['note']}" if found["note"] else ""))
+    tell(f"{evaluated} of {found['asked']} videos probed" + (", missing:" if found["missing"] else ""))
     for gone in found["missing"]:
-        print(printable(f"  {gone['id']}: {gone['reason']}"))
+        tell(f"  {gone['id']}: {gone['reason']}")
 
 
 def _line(row: dict[str, Any], **more: Any) -> dict[str, Any]:

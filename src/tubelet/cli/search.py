@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Literal
 
-from tubelet.cli._print import emit_json, note, table
+from tubelet.cli._print import emit_json, note, table, tell
 
 if TYPE_CHECKING:
     from tubelet.search import Hit
@@ -87,14 +87,13 @@ def command(
         emit_json([asdict(hit) for hit in hits])
     else:
         table([_line(number, hit) for number, hit in enumerate(hits, 1)])
-        print(f"{len(hits)} answers from {len(library)} windows in {1000 * taken:.0f} ms")
+        tell(f"{len(hits)} answers from {len(library)} windows in {1000 * taken:.0f} ms")
     if sheet:
         write_atomically(Path(sheet), contact_sheet(hits))
         note(f"{sheet}: {len(hits)} rows")
 
 
 def _line(number: int, hit: "Hit") -> dict[str, object]:
-    from tubelet.errors import printable
 
     remark = "the file is gone" if hit.gone else ""
     return {
@@ -102,5 +101,5 @@ def _line(number: int, hit: "Hit") -> dict[str, object]:
         "score": hit.score,
         "seconds": f"{hit.start_seconds:.2f}-{hit.end_seconds:.2f}",
         "label": hit.label or "",
-        "file": printable(hit.path) + (f"  ({remark})" if remark else ""),
+        "file": hit.path + (f"  ({remark})" if remark else ""),
     }

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from tubelet.cli._print import emit_json, note, table
+from tubelet.cli._print import emit_json, note, table, tell
 
 
 def command(
@@ -47,7 +47,6 @@ def command(
         Print what a .json file would hold.
     """
     from tubelet.cli._progress import bar
-    from tubelet.errors import printable
     from tubelet.scan import Kept
     from tubelet.timeline import check_suffix, segments, timeline, to_dict, write
     from tubelet.train.device import choose_device
@@ -63,7 +62,7 @@ def command(
     if json:
         emit_json({**to_dict(seen, threshold), "written": written})
         return
-    print(f"{printable(video)}: {float(seen.seconds[-1]):.2f} s, {len(found)} segments")
+    tell(f"{video}: {float(seen.seconds[-1]):.2f} s, {len(found)} segments")
     if found:
         rows = [
             {
@@ -76,4 +75,4 @@ def command(
         ]
         table(rows)
     for path in written:
-        print(printable(path))
+        tell(path)

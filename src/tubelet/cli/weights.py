@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from tubelet.cli._print import emit_json, note, table
-from tubelet.errors import printable
+from tubelet.cli._print import emit_json, note, table, tell
 
 # Of each action, what it asks for; a flag of another one would be ignored.
 FLAGS = {
@@ -96,7 +95,7 @@ def _average(sources: tuple[str, ...], out: str, decay: float | None, json: bool
     if json:
         emit_json({"out": out, "average_of": list(sources), "decay": decay})
     else:
-        print(f"wrote {printable(out)}: the average of {len(sources)} models")
+        tell(f"wrote {out}: the average of {len(sources)} models")
     return 0
 
 
@@ -120,11 +119,12 @@ def _inspect(source: str, given: "foreign.Given", json: bool) -> int:  # type: i
     table([{"": fact, "what": text} for fact, text in facts.items()])
     for heading, texts in (("told by", row["inferred"]), ("assumed", row["assumed"])):
         if texts:
-            print(f"\n{heading}")
+            tell()
+            tell(heading)
             for fact, text in texts.items():
-                print(printable(f"  {fact}: {text}"))
+                tell(f"  {fact}: {text}")
     for text in row["notes"]:
-        print(printable(f"note: {text}"))
+        tell(f"note: {text}")
     return 0 if row["loads"] else 2
 
 
@@ -154,16 +154,16 @@ def _convert(source: str, out: str, to: str, given: "foreign.Given", json: bool)
     if json:
         emit_json({"out": out, "to": to, **origin, "proofs": {name: vars(proof) for name, proof in proofs.items() if proof}})
         return 0
-    print(f"wrote {printable(out)}")
+    tell(f"wrote {out}")
     if after.lost:
-        print(f"  not in this layout, to be given when it is read: {' '.join(after.lost)}")
+        tell(f"  not in this layout, to be given when it is read: {' '.join(after.lost)}")
     for name, proof in proofs.items():
         if proof:
             difference = proof.difference
             other = (
                 proof.why if difference is None else f"the other implementation differs by at most {difference:.2g} on one clip"
             )
-            print(f"  {printable(name)}: {proof.round_trip} weights come back bit for bit; {other}")
+            tell(f"  {name}: {proof.round_trip} weights come back bit for bit; {other}")
     return 0
 
 
@@ -186,9 +186,9 @@ def _begin(
     if json:
         emit_json({"out": out, "model": variant, **account})
         return 0
-    print(f"wrote {printable(out)}: {variant} begun from {account['image']}, {account['how']}")
+    tell(f"wrote {out}: {variant} begun from {account['image']}, {account['how']}")
     for line in image.summary(account):
-        print(printable(f"  {line}"))
+        tell(f"  {line}")
     return 0
 
 
