@@ -1,6 +1,7 @@
 """The command line as a whole, in real processes: what it prints, on which stream, and with which exit code."""
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -109,7 +110,7 @@ def test_models_lists_those_that_are_named() -> None:
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
-    shell = f"{sys.executable} -m tubelet models | true"
+    shell = f"{shlex.quote(sys.executable)} -m tubelet models | true"
     assert subprocess.run(["bash", "-c", shell], capture_output=True, text=True).stderr == ""
 
 
