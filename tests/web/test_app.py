@@ -13,6 +13,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import av
@@ -324,23 +326,34 @@ def test_an_error_of_ours_is_a_line_too(client, monkeypatch, capsys):
     assert answer.headers["x-content-type-options"] == "nosniff" and "ZeroDivisionError" in capsys.readouterr().err
 
 
-def test_an_upload_that_does_not_come_keeps_nobody_from_asking(serve, video):
-    address, _ = serve("--places", "2", "--timeout", "4")
+@contextmanager
+def begun_upload(address: str) -> Iterator[socket.socket]:
+    """Three bytes of a thousand; no more come."""
+    with socket.create_connection(("127.0.0.1", int(address.rsplit(":", 1)[1].strip("/"))), timeout=60) as line:
+        line.sendall(b"POST /api/videos HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc")
+        yield line
+
+
+def test_uploads_that_do_not_come_keep_nobody_from_asking(serve, video, tmp_path):
+    address, _ = serve("--places", "2", "--folder", str(tmp_path))
     client = Client(address)
     id = client.upload(video)["id"]
-    port = int(address.rsplit(":", 1)[1].strip("/"))
-    slow = []
-    for _ in range(2):
-        slow.append(socket.create_connection(("127.0.0.1", port), timeout=30))
-        slow[-1].sendall(b"POST /api/videos HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc")
-    time.sleep(0.5)
-    assert client.predict(id, clips=1, model="frames")["top"]
-    with pytest.raises(Refused, match="try again in a moment"):
-        client.upload(video)
-    assert b" 408 " in slow[0].recv(1000).partition(b"\r\n")[0]
+    with begun_upload(address), begun_upload(address):
+        while len(list(tmp_path.glob("*.part"))) < 2:  # they have their places
+            time.sleep(0.01)
+        assert client.predict(id, clips=1, model="frames")["top"]
+        with pytest.raises(Refused, match="try again in a moment"):
+            client.upload(video)
+    while list(tmp_path.glob("*.part")):
+        time.sleep(0.01)
     assert client.upload(video)["id"] == id
-    for one in slow:
-        one.close()
+
+
+def test_an_upload_that_does_not_come_in_time_gives_its_place_back(serve, video):
+    address, _ = serve("--places", "1", "--timeout", "4")
+    with begun_upload(address) as line:
+        assert b" 408 " in line.recv(1000).partition(b"\r\n")[0]
+        assert Client(address).upload(video)["id"]
 
 
 def get(address: str, **headers: str) -> tuple[int, bytes]:
