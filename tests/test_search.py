@@ -300,7 +300,7 @@ def test_one_writes_and_others_read(index, model, folder, tmp_path, monkeypatch)
 
     index.add(model, datasets.read(folder).examples, on_video=second_writer)
     (tmp_path / "end").touch()
-    first, last, rising = reader.communicate(timeout=100)[0].split()
+    first, last, rising = reader.communicate(timeout=280)[0].split()
     assert reader.returncode == 0 and refused
     assert (first, last, rising) == ("5", "13", "True")
 
@@ -534,7 +534,7 @@ def writer(
 
 
 def last_line(process: subprocess.Popen) -> str:
-    return process.communicate("go on\n", timeout=100)[0].splitlines()[-1]
+    return process.communicate("go on\n", timeout=280)[0].splitlines()[-1]
 
 
 def test_of_two_writers_on_object_storage_one_is_refused(remote, model_folder, folder):

@@ -15,7 +15,7 @@ COMMANDS = list(commands())
 
 def tubelet(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(  # type: ignore[call-overload, no-any-return]
-        [sys.executable, "-m", "tubelet", *arguments], capture_output=True, text=True, timeout=120, **options
+        [sys.executable, "-m", "tubelet", *arguments], capture_output=True, text=True, timeout=280, **options
     )
 
 

@@ -176,7 +176,7 @@ def test_names_that_are_not_utf8_are_prepared_trained_on_and_reported(motion_fol
     done = tubelet("pretrain", tmp_path / "copies", "--out", tmp_path / "run", *settings.split(), seconds=280)
     assert done.returncode == 0 and (tmp_path / "run" / "report.html").is_file(), done.stderr
     model = tmp_path / "run" / "model"
-    done = tubelet("embed", model, tmp_path / "copies", "--out", tmp_path / "f.parquet", "--json", seconds=100)
+    done = tubelet("embed", model, tmp_path / "copies", "--out", tmp_path / "f.parquet", "--json", seconds=280)
     assert done.returncode == 0 and json.loads(done.stdout)["rows"] == 4, done.stderr
     assert pq.read_table(tmp_path / "f.parquet")["id"].to_pylist()[0] == "0\\udcff.mp4"
 
