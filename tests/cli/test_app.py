@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ COMMANDS = list(commands())
 
 def tubelet(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(  # type: ignore[call-overload, no-any-return]
-        [sys.executable, "-m", "tubelet", *arguments], capture_output=True, text=True, timeout=120, **options
+        [sys.executable, "-m", "tubelet", *arguments], capture_output=True, text=True, timeout=280, **options
     )
 
 
@@ -117,7 +118,7 @@ def test_models_lists_those_that_are_named() -> None:
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
-    shell = f"{sys.executable} -m tubelet models | true"
+    shell = f"{shlex.quote(sys.executable)} -m tubelet models | true"
     assert subprocess.run(["bash", "-c", shell], capture_output=True, text=True).stderr == ""
 
 

@@ -25,7 +25,8 @@ SIZES = {"depth": 2, "patch": 8, "width": 48, "heads": 2, "decoder_width": 24, "
 
 @pytest.fixture(scope="module")
 def finetuned(motion_folder, tmp_path_factory):
-    """The folder of a run of three steps that started from a (randomly) pretrained model."""
+    """The folder of a run of three steps that started from a (randomly) pretrained model, which tests evaluate; as training left
+    it, it is beside it: as_trained."""
     place = tmp_path_factory.mktemp("runs")
     torch.manual_seed(0)
     start = save(models.build("videomae_tiny", SPEC, **SIZES), place / "pretrained")
@@ -40,14 +41,17 @@ def finetuned(motion_folder, tmp_path_factory):
         optim=OptimConfig(steps=3, epochs=None, base_lr=0.01, layer_decay=0.7),
         run=RunConfig(log_every=1, validations=2),
     )
-    return train(config)
+    run = train(config)
+    shutil.copytree(run, place / "as_trained")
+    return run
 
 
 def test_training_leaves_a_report_with_curves_and_a_first_result(finetuned):
-    sections = report.load(finetuned)
+    left = finetuned.with_name("as_trained")
+    sections = report.load(left)
     rows = {(row["name"], row["weights"]) for row in sections["results"]}
     assert rows == {("fine-tuned", "pretrained"), ("majority class", "majority class"), ("chance", "chance")}
-    assert "Learning curves" in (finetuned / "report.html").read_text(encoding="utf-8")
+    assert "Learning curves" in (left / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_whole_table_and_its_random_baseline(finetuned, motion_folder):
@@ -84,6 +88,7 @@ def test_the_whole_table_and_its_random_baseline(finetuned, motion_folder):
 
 
 def test_the_page_shows_the_pretrained_models_pictures_beside_the_classifiers(finetuned):
+    run.evaluate(finetuned, sides.data_of(finetuned), settings=run.Settings(clips=2, crops=1))
     text = (finetuned / "report.html").read_text(encoding="utf-8")
     for heading in ("Results", "Reconstructions", "Masks", "Confusion matrix", "Embedding map", "Attention", "Missing videos"):
         assert f"<h2>{heading}</h2>" in text

@@ -46,7 +46,7 @@ def drop_all(corpus, tmp_path: Path, count: int) -> None:
     ) as server:
         try:
             assert server.stdout is not None
-            client = Client(server.stdout.readline().strip(), timeout=120)
+            client = Client(server.stdout.readline().strip(), timeout=280)
             statuses: Counter[int] = Counter()
             middle = 0
             for number, path in enumerate(files):
@@ -71,7 +71,7 @@ def drop_all(corpus, tmp_path: Path, count: int) -> None:
             print(dict(statuses), f"{middle / 1e6:.0f} MB in the middle, {held(server.pid) / 1e6:.0f} MB at the end")
         finally:
             server.terminate()
-            assert server.wait(timeout=60) == 0
+            assert server.wait(timeout=280) == 0
 
 
 def held(process: int) -> int:

@@ -27,7 +27,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "pytorchjob.yaml"
 STEPS = 400
 CLOSE = 1e-5  # what the order of sums may change: some steps are made by two processes, some by one
 PATIENCE = 300  # seconds; after a machine is lost, torchrun waits 30 for another before it goes on without
-BRIDGE = "tubelet-bridge"
+OURS = f"tubelet{os.getpid()}"  # names that belong to the whole machine: what a killed run left of them is in nobody's way
 
 pytestmark = [
     pytest.mark.slow,
@@ -47,22 +47,22 @@ class Machine:
     """`tubelet-worker-0` or `-1`: what runs in it sees its own network card and its own processes only."""
 
     def __init__(self, number: int, command: list[str], environment: dict[str, str], log: Path) -> None:
-        self.name, self.card = f"tubelet-worker-{number}", f"tubelet{number}"
+        self.host, self.space, self.card = f"tubelet-worker-{number}", f"{OURS}-{number}", f"{OURS}{'ab'[number]}"
         self.command, self.environment, self.log = command, environment, log
         self.process: subprocess.Popen[bytes] | None = None
         self.starts = 0
-        run(f"ip netns add {self.name}")
-        run(f"ip link add {self.card} type veth peer name eth0 netns {self.name}")
-        run(f"ip link set {self.card} master {BRIDGE} up")
+        run(f"ip netns add {self.space}")
+        run(f"ip link add {self.card} type veth peer name eth0 netns {self.space}")
+        run(f"ip link set {self.card} master {OURS} up")
         for words in (f"addr add 10.77.0.1{number}/24 dev eth0", "link set eth0 up", "link set lo up"):
-            run(f"ip -n {self.name} {words}")
-        hosts = Path("/etc/netns") / self.name / "hosts"  # is /etc/hosts there, as the cluster's names are in a pod
+            run(f"ip -n {self.space} {words}")
+        hosts = Path("/etc/netns") / self.space / "hosts"  # is /etc/hosts there, as the cluster's names are in a pod
         hosts.parent.mkdir(parents=True)
         hosts.write_text("127.0.0.1 localhost\n10.77.0.10 tubelet-worker-0\n10.77.0.11 tubelet-worker-1\n")
 
     def start(self) -> None:
-        begin = f"ip netns exec {self.name} unshare --uts --pid --fork --kill-child --mount-proc sh -c"
-        script = f"hostname {self.name}; exec {shlex.join(self.command)}"
+        begin = f"ip netns exec {self.space} unshare --uts --pid --fork --kill-child --mount-proc sh -c"
+        script = f"hostname {self.host}; exec {shlex.join(self.command)}"
         with open(self.log, "ab") as out:
             self.process = subprocess.Popen([*begin.split(), script], env=self.environment, stdout=out, stderr=out)
         self.starts += 1
@@ -75,7 +75,7 @@ class Machine:
 
     def trainers(self) -> list[int]:
         """The processes that train, as this machine numbers them."""
-        inside = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True).stdout.split()
+        inside = subprocess.run(["ip", "netns", "pids", self.space], capture_output=True, text=True).stdout.split()
         return [int(pid) for pid in inside if b"RANK=" in Path(f"/proc/{pid}/environ").read_bytes() and trains(int(pid))]
 
     def code(self) -> int | None:
@@ -86,9 +86,9 @@ class Machine:
         if self.process is not None:
             self.process.kill()  # and with it, all in its namespace
             self.process.wait()
-        subprocess.run(["ip", "netns", "del", self.name], capture_output=True)
+        subprocess.run(["ip", "netns", "del", self.space], capture_output=True)
         subprocess.run(["ip", "link", "del", self.card], capture_output=True)
-        shutil.rmtree(Path("/etc/netns") / self.name, ignore_errors=True)
+        shutil.rmtree(Path("/etc/netns") / self.space, ignore_errors=True)
 
 
 def trains(pid: int) -> bool:
@@ -133,16 +133,16 @@ def machines(videos: Path, tmp_path: Path) -> Iterator[list[Machine]]:
     assert container["command"][:4] == ["torchrun", "-m", "tubelet", "pretrain"]
     command = [sys.executable, "-m", "torch.distributed.run", "-m", "tubelet", *words(videos, tmp_path / "run")]
     made: list[Machine] = []
-    run(f"ip link add {BRIDGE} type bridge")
+    run(f"ip link add {OURS} type bridge")
     try:
-        run(f"ip link set {BRIDGE} up")
+        run(f"ip link set {OURS} up")
         for number in range(2):
             made.append(Machine(number, command, environment, tmp_path / f"worker-{number}.log"))
         yield made
     finally:
         for machine in made:
             machine.remove()
-        run(f"ip link del {BRIDGE}")
+        run(f"ip link del {OURS}")
 
 
 def wait_for(machines: list[Machine], condition: Callable[[], object]) -> None:

@@ -189,10 +189,10 @@ def test_threads_that_read_windows_end_with_whoever_began_them(tmp_path: Path) -
         stop.set()
         guard.check_stop()
 
-    before = threading.active_count()
+    before = set(threading.enumerate())
     with guard.ended_by(stop), pytest.raises(guard.Stopped):
         video_vector(model, tmp_path / "v.mp4", on_window=on_window)
-    assert seen == [(1, 99)] and threading.active_count() == before
+    assert seen == [(1, 99)] and set(threading.enumerate()) <= before  # those of earlier tests may end meanwhile
     with guard.ended_by(stop), pytest.raises(guard.Stopped):  # in its thread, before the first window
         video_vector(model, tmp_path / "v.mp4")
 
@@ -296,16 +296,25 @@ def test_workers_end_with_their_parent(job: str) -> None:
 
 
 def test_a_worker_that_stands_still_is_ended_at_the_first_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would go on before a second look."""
+    """It would go on before a second look: after half as many questions whether to stop again, of which one goes before each
+    waiting."""
     monkeypatch.setattr(guard, "STILL_SECONDS", 2)
+
+    class Wakes(threading.Event):
+        asked = 0
+
+        def is_set(self) -> bool:
+            self.asked += 1
+            if self.asked == 3 * guard.STILL_SECONDS * guard.LOOKS // 2:
+                os.kill(one.pid, signal.SIGCONT)
+            return False
+
     one = guard._Worker()
     job = (guard._once, (0, worker, (), {}), 60.0, 10**9)
     assert one.answer(guard._packed(job))[2] == one.pid
     assert one.answer(None)[1]  # that was all
     os.kill(one.pid, signal.SIGSTOP)
-    later = threading.Timer(3.5, os.kill, (one.pid, signal.SIGCONT))
-    later.start()
-    with pytest.raises(guard._DiedError, match="it stood still for 2 s"):
+    os.waitpid(one.pid, os.WUNTRACED)  # it stands
+    with guard.ended_by(Wakes()), pytest.raises(guard._DiedError, match="it stood still for 2 s"):
         one.answer(guard._packed(job))
-    later.cancel()
     assert not one.runs()
