@@ -3,7 +3,6 @@
 The command line prints any of these as one line and exits with code 2; anything else is our own bug and keeps its traceback.
 """
 
-import re
 from typing import Any
 
 
@@ -16,11 +15,6 @@ def utf8(value: Any) -> Any:
     """The value; a text with what UTF-8 cannot hold as Python (and JSON) writes it: bytes of file names that are not UTF-8
     travel as halves of surrogate pairs, and files and tables take none. So the id `a\\xff.mp4` is written `a\\udcff.mp4`."""
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
-
-
-def from_utf8(text: str) -> str:
-    """What `utf8` was given for this text: the name that the file system knows."""
-    return re.sub(r"\\udc([89a-f][0-9a-f])", lambda half: chr(0xDC00 + int(half[1], 16)), text)
 
 
 class TubeletError(Exception):

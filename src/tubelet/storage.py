@@ -99,6 +99,13 @@ def utf8_name(path: str | os.PathLike[str]) -> Iterator[str]:
         yield f"/dev/fd/{file.fileno()}"
 
 
+def from_utf8(path: str) -> str:
+    """The path that `utf8` was given for this one: that of a file with a name that is not UTF-8, else, as backslashes may be part
+    of a name too, the path itself."""
+    found = re.sub(r"\\udc([89a-f][0-9a-f])", lambda half: chr(0xDC00 + int(half[1], 16)), path)
+    return found if found != path and exists(found) else path
+
+
 class _Part(io.RawIOBase):
     """`size` bytes of an open file as a file of their own, which closes the other. `name` tells FFmpeg the suffix."""
 

@@ -156,6 +156,26 @@ def test_a_full_disk_behind_stdout_or_stderr_is_no_traceback() -> None:
     assert subprocess.run(["bash", "-c", shell], capture_output=True, text=True).returncode == 2
 
 
+@pytest.mark.parametrize("stream", ["sys.stdout", "io.StringIO()"])  # a notebook has another
+def test_what_was_told_before_the_disk_was_full_is_not_lost(stream: str) -> None:
+    code = f"""
+import errno, io, os, sys
+from tubelet import cli
+def command(*arguments, **options):
+    print("told")
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "report.html")
+cli.make_app = lambda: command
+sys.stdout, real = {stream}, sys.stdout
+code, told = cli.main([]), sys.stdout
+print(told.getvalue() if told is not real else "", file=real, end="")
+sys.exit(code)
+"""
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=buffered)
+    assert (done.returncode, done.stdout) == (2, "told\n"), done.stderr
+    assert done.stderr.startswith("error: report.html: No space left on device") and done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("closed, code", [("--version >&-", 0), ("nonsense 2>&-", 2), ("--version <&-", 0)])
 def test_a_stream_that_is_closed_changes_nothing_else(closed: str, code: int) -> None:
     done = subprocess.run(["bash", "-c", f"{sys.executable} -m tubelet {closed}"], capture_output=True, text=True)

@@ -67,22 +67,18 @@ def main(arguments: list[str] | None = None) -> int:
     except TubeletError as error:
         message = printable(" ".join(str(error).split()))
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        _say("stopped")
         return 130
     except BrokenPipeError:
-        _to_nowhere(sys.stdout)  # the reader (`| head`) has gone
+        _hand_over(sys.stdout)  # whose reader (`| head`) has gone
         return 0
     except OSError as error:
         if error.errno not in FULL:
             raise
-        _to_nowhere(sys.stdout)  # it may be the one that is full
+        _hand_over(sys.stdout)  # which may be the one that is full
         place = f"{error.filename}: " if error.filename else ""
         message = printable(f"{place}{error.strerror}: make room, or write to another place, and give the same command again")
-    try:
-        sys.stderr.write(f"error: {message}\n")  # one piece: print() makes two, and others write here too
-        sys.stderr.flush()
-    except OSError:  # nobody hears it, but the exit code tells
-        _to_nowhere(sys.stderr)
+    _say(f"error: {message}")
     return 2
 
 
@@ -91,14 +87,24 @@ def _open_streams() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+            setattr(sys, name, open(os.devnull, "w", errors="backslashreplace"))
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
-def _to_nowhere(stream: TextIO) -> None:
-    """What the stream still holds goes nowhere; the interpreter would complain again when it flushes at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+def _say(line: str) -> None:
+    """The last word, on stderr; where nobody hears it, the exit code tells."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"{line}\n")  # one piece: print() makes two, and others write here too
+    _hand_over(sys.stderr)
+
+
+def _hand_over(stream: TextIO) -> None:
+    """What the stream still holds goes to its reader, or nowhere: the interpreter would complain again when it flushes at exit."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextlib.contextmanager

@@ -102,9 +102,8 @@ def _print(found: dict[str, Any]) -> None:
     table(rows, ["frames", "top-1", "95 %", "videos", "lost"])
     single = found.get("single_frame_model")
     if single:
-        tell(
-            f"\n{single['name']} {single['path']}: {single['share']:.1%}, the model is {_points(single['gap'])} points above it"
-        )
+        tell()
+        tell(f"{single['name']} {single['path']}: {single['share']:.1%}, the model is {_points(single['gap'])} points above it")
     tell()
     tell(f"forward over reversed: {found['direction']['share']:.1%} ({_between(found['direction'])})")
     if found["pairs"]:

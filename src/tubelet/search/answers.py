@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from tubelet import storage
-from tubelet.errors import ConfigError, VideoError, from_utf8, printable, utf8
+from tubelet.errors import ConfigError, VideoError, printable, utf8
 from tubelet.search.lance import quoted
 from tubelet.video.decode import decode
 from tubelet.video.guard import run
@@ -127,7 +127,7 @@ def _distinct(rows: list[dict[str, Any]], top: int) -> list[Hit]:
             if len(best) < top:
                 best.append(row)
                 overlapping.append(1)
-    there = {path: storage.exists(from_utf8(path)) for path in {row["path"] for row in best}}
+    there = {path: storage.exists(storage.from_utf8(path)) for path in {row["path"] for row in best}}
     return [
         Hit(
             path=row["path"],
@@ -154,7 +154,7 @@ def contact_sheet(hits: Sequence[Hit], shown: int = 8) -> bytes:
         remark = f"{hit.start_seconds:.2f}-{hit.end_seconds:.2f} s" + (f", {hit.label}" if hit.label else "")
         try:
             seconds = np.linspace(hit.start_seconds, hit.end_seconds, shown)
-            path = from_utf8(hit.path)
+            path = storage.from_utf8(hit.path)
             clip = run(path, decode, path, seconds=seconds, short_side=96)
             frames = clip.frames
         except VideoError:

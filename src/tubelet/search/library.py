@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from tubelet import storage
-from tubelet.errors import CheckpointError, ConfigError, DataError, from_utf8, utf8
+from tubelet.errors import CheckpointError, ConfigError, DataError, utf8
 from tubelet.feature_store import Stored
 from tubelet.features import Embedded, embed_windows, fingerprint, unit
 from tubelet.models._model import Model
@@ -356,7 +356,7 @@ def _new_or_changed(
 
 def _there(path: str) -> bool:
     """Whether there still is a file at a path of the library."""
-    return storage.exists(from_utf8(path))
+    return storage.exists(storage.from_utf8(path))
 
 
 def _lies_in(path: str, places: set[str]) -> bool:

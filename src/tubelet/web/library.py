@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tubelet import search, storage
 from tubelet.classify import fit
-from tubelet.errors import CheckpointError, DataError, from_utf8, printable
+from tubelet.errors import CheckpointError, DataError, printable
 from tubelet.features import fingerprint
 from tubelet.models._model import Model
 from tubelet.search import Hit, Index
@@ -68,7 +68,7 @@ class Library:
             found = sorted(set(self.index.files().values()))
             plain = [path for path in found if storage.is_plain(path)]
             for path in plain:
-                self.roots.setdefault(path, os.path.dirname(os.path.realpath(from_utf8(path))))
+                self.roots.setdefault(path, os.path.dirname(os.path.realpath(storage.from_utf8(path))))
             self.paths = {key_of(path): path for path in found}
             self.common = os.path.commonpath([os.path.dirname(path) for path in plain]) if plain else ""
             self.windows, self.version = len(self.index), version
@@ -88,7 +88,7 @@ class Library:
             raise Refused(404, "no such file in the library: a key is 32 hexadecimal digits, as a search answers it")
         if not storage.is_plain(path):
             raise Refused(404, "this file lies in a shard or behind an address, and cannot be played from here")
-        real = os.path.realpath(from_utf8(path))
+        real = os.path.realpath(storage.from_utf8(path))
         if os.path.dirname(real) not in self.roots.values():  # a link to elsewhere has taken its place
             raise Refused(404, "this file is not in the library's folders any more")
         if not os.path.isfile(real):
