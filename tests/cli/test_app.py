@@ -20,6 +20,8 @@ from tubelet.weights.save import save
 
 COMMANDS = list(commands())
 
+PYTHON = shlex.quote(sys.executable)
+
 
 def tubelet(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(  # type: ignore[call-overload, no-any-return]
@@ -118,7 +120,7 @@ def test_models_lists_those_that_are_named() -> None:
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
-    shell = f"{shlex.quote(sys.executable)} -m tubelet models | true"
+    shell = f"{PYTHON} -m tubelet models | true"
     assert subprocess.run(["bash", "-c", shell], capture_output=True, text=True).stderr == ""
 
 
@@ -149,10 +151,10 @@ def test_a_full_disk_behind_stdout_or_stderr_is_no_traceback() -> None:
     if not Path("/dev/full").exists():
         pytest.skip("this machine has no /dev/full")
     for words in ("--version", "inspect --help"):
-        shell = f"{sys.executable} -m tubelet {words} > /dev/full"
+        shell = f"{PYTHON} -m tubelet {words} > /dev/full"
         done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True)
         assert one_error(done).startswith("error: No space left on device: make room"), words
-    shell = f"{sys.executable} -m tubelet inspect nowhere 2> /dev/full"
+    shell = f"{PYTHON} -m tubelet inspect nowhere 2> /dev/full"
     assert subprocess.run(["bash", "-c", shell], capture_output=True, text=True).returncode == 2
 
 
@@ -178,7 +180,7 @@ sys.exit(code)
 
 @pytest.mark.parametrize("closed, code", [("--version >&-", 0), ("nonsense 2>&-", 2), ("--version <&-", 0)])
 def test_a_stream_that_is_closed_changes_nothing_else(closed: str, code: int) -> None:
-    done = subprocess.run(["bash", "-c", f"{sys.executable} -m tubelet {closed}"], capture_output=True, text=True)
+    done = subprocess.run(["bash", "-c", f"{PYTHON} -m tubelet {closed}"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (code, "")
 
 
@@ -208,12 +210,17 @@ def test_a_command_that_is_stopped_leaves_nothing_half_written(
 ) -> None:
     model = save(models.build("videomae_tiny", ClipSpec(frames=4, size=32), depth=1, patch=8), tmp_path / "model")
     words = ["embed", str(model), str(motion_folder), "--out", str(tmp_path / "out" / "f.parquet"), "--clips", "100000"]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore Ctrl-C, and so would it
     running = subprocess.Popen([sys.executable, "-m", "tubelet", *words], stderr=subprocess.PIPE, text=True)
-    while not list(tmp_path.glob("out/.*.tmp")):
-        assert running.poll() is None, running.communicate()
-        time.sleep(0.05)
-    running.send_signal(number)
-    assert running.communicate(timeout=60)[1] == "stopped\n" and running.returncode == 130
+    signal.signal(signal.SIGINT, before)
+    try:
+        while not list(tmp_path.glob("out/.*.tmp")):
+            assert running.poll() is None, running.communicate()
+            time.sleep(0.05)
+        running.send_signal(number)
+        assert running.communicate(timeout=280)[1] == "stopped\n" and running.returncode == 130
+    finally:
+        running.kill()
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -61,7 +62,7 @@ def test_folders_whose_names_are_not_utf8_are_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("words", ["convert model out", "convert model out.pth --to original"])
 def test_a_disk_that_is_full_is_one_line_and_nothing_is_left(words: str, tmp_path: Path) -> None:
     save(classifier(), tmp_path / "model")
-    shell = f"ulimit -f 4; exec {sys.executable} -m tubelet weights {words}"  # of 1024 bytes
+    shell = f"ulimit -f 4; exec {shlex.quote(sys.executable)} -m tubelet weights {words}"  # of 1024 bytes
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.startswith("error: cannot write ") and done.stderr.count("\n") == 1, done
     assert done.stderr.endswith("nothing was changed\n") and [path.name for path in tmp_path.iterdir()] == ["model"]
