@@ -120,7 +120,7 @@ def test_models_lists_those_that_are_named() -> None:
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
-    shell = f"{PYTHON} -m tubelet models | true"
+    shell = f"{PYTHON} -m tubelet models single_frame | true"
     assert subprocess.run(["bash", "-c", shell], capture_output=True, text=True).stderr == ""
 
 
